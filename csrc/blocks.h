@@ -1,0 +1,56 @@
+/* SPDX-License-Identifier: MIT */
+/* The blocks of a GGUF file, byte for byte (little-endian), and phi3c's own block of activations.
+ * docs/formats.md draws them; `q` is the stored integer, `w` the weight it stands for. */
+#ifndef PHI3C_BLOCKS_H
+#define PHI3C_BLOCKS_H
+
+#include <assert.h>
+#include <stdint.h>
+
+typedef uint16_t f16; /* IEEE half, as bits */
+
+/* 32 weights; byte j of qs holds element j in its low and j + 16 in its high nibble; bit j of qh is worth 16 */
+typedef struct { f16 d; uint8_t qs[16]; } block_q4_0;                       /* w = d (q - 8) */
+typedef struct { f16 d, m; uint8_t qs[16]; } block_q4_1;                    /* w = d q + m */
+typedef struct { f16 d; uint8_t qh[4]; uint8_t qs[16]; } block_q5_0;        /* w = d (q - 16) */
+typedef struct { f16 d, m; uint8_t qh[4]; uint8_t qs[16]; } block_q5_1;     /* w = d q + m */
+typedef struct { f16 d; int8_t qs[32]; } block_q8_0;                        /* w = d q */
+
+/* 256 weights in groups of 16 or 32, each group with an integer scale (and min) */
+typedef struct { uint8_t scales[16]; uint8_t qs[64]; f16 d, dmin; } block_q2_K;                /* w = d sc q - dmin m */
+typedef struct { uint8_t hmask[32]; uint8_t qs[64]; uint8_t scales[12]; f16 d; } block_q3_K;   /* w = d (sc - 32) (q - 4) */
+typedef struct { f16 d, dmin; uint8_t scales[12]; uint8_t qs[128]; } block_q4_K;               /* w = d sc q - dmin m */
+typedef struct { f16 d, dmin; uint8_t scales[12]; uint8_t qh[32]; uint8_t qs[128]; } block_q5_K; /* as q4_K, bit s of qh[l] worth 16 */
+typedef struct { uint8_t ql[128]; uint8_t qh[64]; int8_t scales[16]; f16 d; } block_q6_K;      /* w = d sc (q - 32) */
+
+static_assert(sizeof(block_q4_0) == 18, "q4_0");
+static_assert(sizeof(block_q4_1) == 20, "q4_1");
+static_assert(sizeof(block_q5_0) == 22, "q5_0");
+static_assert(sizeof(block_q5_1) == 24, "q5_1");
+static_assert(sizeof(block_q8_0) == 34, "q8_0");
+static_assert(sizeof(block_q2_K) == 84, "q2_K");
+static_assert(sizeof(block_q3_K) == 110, "q3_K");
+static_assert(sizeof(block_q4_K) == 144, "q4_K");
+static_assert(sizeof(block_q5_K) == 176, "q5_K");
+static_assert(sizeof(block_q6_K) == 210, "q6_K");
+
+/* 256 activations in block floating point: x[i] = q[i] * 2^shift[i / 32] * d.
+ *
+ * |q| <= 127, shift is 3 minus the number of times (0 to 3) that a group of 32 could be doubled and still fit the
+ * block's range, so d is 1/8 of a plain int8 scale. Bounds: |sum32| <= 32 * 127 * 8 = 32512 fits int16, and a
+ * whole block times q6_K weights, 256 * 127 * 32 * 128 * 8 = 1.07e9, fits int32. A short last block is padded
+ * with zeros. */
+typedef struct {
+    int8_t q[256];
+    int32_t shift[8];
+    int32_t nsum32[8];  /* -sum of q over 32: a chain that starts at nsum << b ends as the sum of (w - 2^b) q */
+    int32_t nsum16[16]; /* -sum of q over 16 */
+    int16_t sum32[8];   /* sum of q << shift over 32, for mins */
+    int16_t sum16[16];  /* sum of q << shift over 16, for the mins of q2_K */
+    float d;
+    uint8_t unused[12]; /* 448 bytes: rows of 3072 and 8192 columns do not start in the same cache sets */
+} block_x8;
+
+static_assert(sizeof(block_x8) == 448, "x8");
+
+#endif

@@ -1,0 +1,15 @@
+/* SPDX-License-Identifier: MIT */
+/* What this processor, and the operating system on it, lets us run. Only kernels.c asks. */
+#ifndef PHI3C_CPU_H
+#define PHI3C_CPU_H
+
+enum {
+    CPU_AVX2 = 1 << 0,   /* AVX2, FMA, F16C, BMI2, and ymm state saved by the system */
+    CPU_AVX512 = 1 << 1, /* F, BW, DQ, VL and VNNI besides, and zmm state saved */
+};
+
+unsigned phi3c_cpu_flags(void);
+/* Names of single features found, space-separated; for people. */
+const char *phi3c_cpu_features(void);
+
+#endif

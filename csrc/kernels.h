@@ -1,0 +1,60 @@
+/* SPDX-License-Identifier: MIT */
+/* The table of kernels: one row per instruction set, filled in kernels.c. A kernel is pure: no allocation, no
+ * threads, no status. scalar/kernels_scalar.c defines what each computes; every other file equals it bit for
+ * bit. */
+#ifndef PHI3C_KERNELS_H
+#define PHI3C_KERNELS_H
+
+#include <string.h>
+
+#include "blocks.h"
+#include "phi3c.h"
+
+/* out[t * 16 + r] = sum_c w[r][c] x[t][c] for one panel and n rows of activations, x_stride bytes apart: x8 blocks
+ * for quantised weights, floats for F32, F16 and BF16. */
+typedef void phi3c_tile(float *out, const uint8_t *panel, const uint8_t *x, size_t x_stride, int n, int64_t columns);
+
+/* One online-softmax step: n queries against the 64 keys of a page.
+ * q (n, head_dim), k [head_dim][64] f16, v [64][head_dim] f16; query i sees keys first[i] <= j < last[i] (at least
+ * one). max (n), sum (n) and o (n, head_dim) are the running state, begun as -inf, 0, 0. */
+typedef void phi3c_attend_tile(float *max, float *sum, float *o, const float *q, const f16 *k, const f16 *v,
+                               const int *first, const int *last, int n, int head_dim);
+
+typedef struct {
+    const char *name;
+    phi3c_tile *tile[PHI3C_N_TYPES]; /* NULL for types without kernels */
+    phi3c_attend_tile *attend_tile;
+    void (*quantize_row)(block_x8 *out, const float *x, int64_t columns);
+    void (*rms_norm_row)(float *out, const float *x, const float *weight, float eps, int64_t columns);
+    void (*silu_mul_row)(float *out, const float *gate, const float *up, int64_t n);
+    void (*to_f16)(f16 *out, const float *x, int64_t n);
+} phi3c_kernels;
+
+extern phi3c_kernels phi3c_kernel; /* those in use */
+extern const phi3c_kernels phi3c_kernels_scalar, phi3c_kernels_avx2, phi3c_kernels_avx512;
+
+/* float <-> half by integers: exact, round to nearest even */
+static inline float f16_to_f32(f16 h) {
+    uint32_t sign = (uint32_t)(h & 0x8000) << 16, exponent = (h >> 10) & 31, mantissa = h & 0x3ff, bits;
+    if (exponent == 31)
+        bits = 0x7f800000u | mantissa << 13;
+    else if (exponent != 0)
+        bits = (exponent + 112) << 23 | mantissa << 13;
+    else {
+        float subnormal = (float)mantissa * 0x1p-24f;
+        memcpy(&bits, &subnormal, 4);
+    }
+    bits |= sign;
+    float f;
+    memcpy(&f, &bits, 4);
+    return f;
+}
+
+static inline float bf16_to_f32(uint16_t h) {
+    uint32_t bits = (uint32_t)h << 16;
+    float f;
+    memcpy(&f, &bits, 4);
+    return f;
+}
+
+#endif

@@ -1,0 +1,484 @@
+/* SPDX-License-Identifier: MIT */
+/* Kernels for AVX-512 F, BW, DQ, VL and VNNI (Ice Lake, Sapphire Rapids, Zen 4 and later).
+ *
+ * A lane is a row of the panel: a zmm register holds four columns of 16 rows, vpdpbusd multiplies them with four
+ * activations broadcast from memory at no cost, and no sum ever crosses lanes. A tile of up to TOKENS tokens shares
+ * each unpacked register of weights. Zen 4 starts one vpdpbusd a cycle; unpacking runs on other pipes, every other
+ * multiplication takes a slot from vpdpbusd. */
+#include <immintrin.h>
+
+#include "../expf.h"
+#include "../kernels.h"
+
+#define INLINE static inline __attribute__((always_inline))
+#define UNROLL _Pragma("GCC unroll 8")
+
+enum { TOKENS = 6 };
+
+INLINE __m512i load(const uint8_t *p) { return _mm512_loadu_si512(p); }
+INLINE __m512 load_halves(const uint8_t *p) { return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)p)); }
+INLINE __m512i low_nibbles(__m512i v) { return _mm512_and_si512(v, _mm512_set1_epi8(15)); }
+INLINE __m512i high_nibbles(__m512i v) { return low_nibbles(_mm512_srli_epi16(v, 4)); }
+
+/* Bits `from` and up of every byte, moved to `to` and cut to mask. */
+INLINE __m512i bits(__m512i v, int from, int to, int mask) {
+    v = from > to ? _mm512_srli_epi16(v, (unsigned)(from - to)) : _mm512_slli_epi16(v, (unsigned)(to - from));
+    return _mm512_and_si512(v, _mm512_set1_epi8((char)(mask << to)));
+}
+
+INLINE __m512i broadcast32(const void *p) {
+    int32_t four;
+    memcpy(&four, p, 4);
+    return _mm512_set1_epi32(four);
+}
+
+/* Four columns of 16 rows times four activations, onto sums of 16 rows. */
+INLINE __m512i dot4(__m512i sum, __m512i weights, const int8_t *q) {
+    return _mm512_dpbusd_epi32(sum, weights, broadcast32(q));
+}
+
+INLINE const block_x8 *token(const uint8_t *x, size_t x_stride, int t) {
+    return (const block_x8 *)(x + (size_t)t * x_stride);
+}
+
+/* 32 columns of a panel as 8 registers of unsigned weights; `s` counts groups of 32 in the super-block of n32. */
+INLINE void unpack32(const int type, __m512i w[8], const uint8_t *p, int s, int n32) {
+    const int half = s / 4, j = s % 4; /* of the K types: quarter j of a half block */
+    if (type == PHI3C_Q8_0) {
+        p += n32 * 32 + s * 512;
+        UNROLL for (int g = 0; g < 8; g++) w[g] = load(p + g * 64);
+    } else if (type == PHI3C_Q4_0 || type == PHI3C_Q4_1) {
+        p += n32 * (type == PHI3C_Q4_0 ? 32 : 64) + s * 256;
+        UNROLL for (int g = 0; g < 4; g++) {
+            __m512i v = load(p + g * 64);
+            w[g] = low_nibbles(v);
+            w[g + 4] = high_nibbles(v);
+        }
+    } else if (type == PHI3C_Q5_0 || type == PHI3C_Q5_1) {
+        const uint8_t *qh = p + n32 * (type == PHI3C_Q5_0 ? 32 : 64), *qs = qh + n32 * 64 + s * 256;
+        __m512i h = load(qh + s * 64);
+        UNROLL for (int g = 0; g < 4; g++) {
+            __m512i v = load(qs + g * 64);
+            w[g] = _mm512_or_si512(low_nibbles(v), bits(h, g, 4, 1));
+            w[g + 4] = _mm512_or_si512(high_nibbles(v), bits(h, g + 4, 4, 1));
+        }
+    } else if (type == PHI3C_Q2_K) {
+        p += 64 + 256 + half * 512;
+        UNROLL for (int g = 0; g < 8; g++) w[g] = bits(load(p + g * 64), 2 * j, 0, 3);
+    } else if (type == PHI3C_Q3_K) {
+        const uint8_t *hmask = p + 32 + 192, *qs = hmask + 512 + half * 512;
+        UNROLL for (int g = 0; g < 8; g++)
+            w[g] = _mm512_or_si512(bits(load(qs + g * 64), 2 * j, 0, 3), bits(load(hmask + g * 64), s, 2, 1));
+    } else { /* Q6_K */
+        const uint8_t *qh = p + 32 + 256, *ql = qh + 1024 + half * 1024 + j % 2 * 512;
+        qh += half * 512;
+        UNROLL for (int g = 0; g < 8; g++) {
+            __m512i v = load(ql + g * 64);
+            w[g] = _mm512_or_si512(j < 2 ? low_nibbles(v) : high_nibbles(v), bits(load(qh + g * 64), 2 * j, 4, 3));
+        }
+    }
+}
+
+/* Legacy types: 32 columns, one float scale (and min). */
+INLINE void legacy_super(const int type, const int M, __m512 part[], const uint8_t *p, const uint8_t *x, size_t x_stride,
+                         int n32) {
+    const int bias = type == PHI3C_Q4_0 ? 3 : type == PHI3C_Q5_0 ? 4 : 7; /* log2; unused by the types with a min */
+    const int has_min = type == PHI3C_Q4_1 || type == PHI3C_Q5_1;
+    UNROLL for (int t = 0; t < M; t++) part[t] = _mm512_setzero_ps();
+    for (int s = 0; s < n32; s++) {
+        __m512i w[8], sum[TOKENS];
+        unpack32(type, w, p, s, n32);
+        UNROLL for (int t = 0; t < M; t++)
+            sum[t] = has_min ? _mm512_setzero_si512()
+                             : _mm512_slli_epi32(broadcast32(&token(x, x_stride, t)->nsum32[s]), (unsigned)bias);
+        UNROLL for (int g = 0; g < 8; g++)
+            UNROLL for (int t = 0; t < M; t++) sum[t] = dot4(sum[t], w[g], token(x, x_stride, t)->q + 32 * s + 4 * g);
+        __m512 d = load_halves(p + s * 32), m = has_min ? load_halves(p + n32 * 32 + s * 32) : d;
+        UNROLL for (int t = 0; t < M; t++) {
+            const block_x8 *block = token(x, x_stride, t);
+            sum[t] = _mm512_sllv_epi32(sum[t], broadcast32(&block->shift[s]));
+            part[t] = _mm512_fmadd_ps(d, _mm512_cvtepi32_ps(sum[t]), part[t]);
+            if (has_min) part[t] = _mm512_fmadd_ps(m, _mm512_set1_ps((float)block->sum32[s]), part[t]);
+        }
+    }
+}
+
+/* The 256 six-bit numbers of a FIELD_SCALE or FIELD_SCALE_MIN, as bytes. */
+INLINE void unpack_planes(uint8_t v[256], const uint8_t *planes) {
+    __m512i low0 = load(planes), low1 = load(planes + 64), high = load(planes + 128);
+    _mm512_storeu_si512(v, _mm512_or_si512(low_nibbles(low0), bits(high, 0, 4, 3)));
+    _mm512_storeu_si512(v + 64, _mm512_or_si512(low_nibbles(low1), bits(high, 2, 4, 3)));
+    _mm512_storeu_si512(v + 128, _mm512_or_si512(high_nibbles(low0), bits(high, 4, 4, 3)));
+    _mm512_storeu_si512(v + 192, _mm512_or_si512(high_nibbles(low1), bits(high, 6, 4, 3)));
+}
+
+/* q4_K, q5_K: two groups of 32 columns share a register of nibbles. */
+INLINE void k32_super(const int type, const int M, __m512 part[], const uint8_t *p, const uint8_t *x, size_t x_stride) {
+    const uint8_t *qh = p + 64 + 192, *qs = type == PHI3C_Q5_K ? qh + 512 : qh;
+    uint8_t v[256];
+    unpack_planes(v, p + 64);
+    __m512i total[TOKENS], minsum[TOKENS];
+    UNROLL for (int t = 0; t < M; t++) total[t] = minsum[t] = _mm512_setzero_si512();
+    UNROLL for (int pair = 0; pair < 4; pair++) {
+        const int s = 2 * pair;
+        __m512i low[TOKENS], high[TOKENS];
+        UNROLL for (int t = 0; t < M; t++) low[t] = high[t] = _mm512_setzero_si512();
+        UNROLL for (int g = 0; g < 8; g++) {
+            __m512i q = load(qs + pair * 512 + g * 64), w0 = low_nibbles(q), w1 = high_nibbles(q);
+            if (type == PHI3C_Q5_K) {
+                __m512i h = load(qh + g * 64);
+                w0 = _mm512_or_si512(w0, bits(h, s, 4, 1));
+                w1 = _mm512_or_si512(w1, bits(h, s + 1, 4, 1));
+            }
+            UNROLL for (int t = 0; t < M; t++) {
+                const int8_t *a = token(x, x_stride, t)->q + 32 * s + 4 * g;
+                low[t] = dot4(low[t], w0, a);
+                high[t] = dot4(high[t], w1, a + 32);
+            }
+        }
+        __m512i scale0 = _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)(v + s * 16)));
+        __m512i scale1 = _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)(v + s * 16 + 16)));
+        __m512i mins = _mm512_cvtepu8_epi16(_mm256_loadu_si256((const __m256i *)(v + 128 + pair * 32)));
+        UNROLL for (int t = 0; t < M; t++) {
+            const block_x8 *block = token(x, x_stride, t);
+            low[t] = _mm512_sllv_epi32(_mm512_mullo_epi32(low[t], scale0), broadcast32(&block->shift[s]));
+            high[t] = _mm512_sllv_epi32(_mm512_mullo_epi32(high[t], scale1), broadcast32(&block->shift[s + 1]));
+            total[t] = _mm512_add_epi32(total[t], _mm512_add_epi32(low[t], high[t]));
+            minsum[t] = _mm512_dpwssd_epi32(minsum[t], mins, broadcast32(&block->sum32[s]));
+        }
+    }
+    __m512 d = load_halves(p), dmin = load_halves(p + 32);
+    UNROLL for (int t = 0; t < M; t++)
+        part[t] = _mm512_fnmadd_ps(dmin, _mm512_cvtepi32_ps(minsum[t]), _mm512_mul_ps(d, _mm512_cvtepi32_ps(total[t])));
+}
+
+/* q2_K, q3_K, q6_K: groups of 16 columns. */
+INLINE void k16_super(const int type, const int M, __m512 part[], const uint8_t *p, const uint8_t *x, size_t x_stride) {
+    const int bias = type == PHI3C_Q6_K ? 5 : 2; /* log2; unused by q2_K, which has mins */
+    uint8_t v[256];
+    if (type == PHI3C_Q3_K) unpack_planes(v, p + 32);
+    const uint8_t *scales = type == PHI3C_Q3_K ? v : p + (type == PHI3C_Q6_K ? 32 : 64);
+    __m512i total[TOKENS], minsum[TOKENS];
+    UNROLL for (int t = 0; t < M; t++) total[t] = minsum[t] = _mm512_setzero_si512();
+    UNROLL for (int s = 0; s < 8; s++) {
+        __m512i w[8], first[TOKENS], second[TOKENS];
+        unpack32(type, w, p, s, 8);
+        UNROLL for (int t = 0; t < M; t++) {
+            const block_x8 *block = token(x, x_stride, t);
+            first[t] = second[t] = _mm512_setzero_si512();
+            if (type != PHI3C_Q2_K) {
+                first[t] = _mm512_slli_epi32(broadcast32(&block->nsum16[2 * s]), (unsigned)bias);
+                second[t] = _mm512_slli_epi32(broadcast32(&block->nsum16[2 * s + 1]), (unsigned)bias);
+            }
+        }
+        UNROLL for (int g = 0; g < 4; g++)
+            UNROLL for (int t = 0; t < M; t++) {
+                const int8_t *a = token(x, x_stride, t)->q + 32 * s + 4 * g;
+                first[t] = dot4(first[t], w[g], a);
+                second[t] = dot4(second[t], w[g + 4], a + 16);
+            }
+        __m128i bytes0 = _mm_loadu_si128((const __m128i *)(scales + s * 32));
+        __m128i bytes1 = _mm_loadu_si128((const __m128i *)(scales + s * 32 + 16));
+        __m512i scale0, scale1, mins = _mm512_setzero_si512();
+        if (type == PHI3C_Q6_K) {
+            scale0 = _mm512_cvtepi8_epi32(bytes0);
+            scale1 = _mm512_cvtepi8_epi32(bytes1);
+        } else {
+            scale0 = _mm512_cvtepu8_epi32(bytes0);
+            scale1 = _mm512_cvtepu8_epi32(bytes1);
+        }
+        if (type == PHI3C_Q3_K) {
+            scale0 = _mm512_sub_epi32(scale0, _mm512_set1_epi32(32));
+            scale1 = _mm512_sub_epi32(scale1, _mm512_set1_epi32(32));
+        }
+        if (type == PHI3C_Q2_K) { /* min << 4 | scale; mins of two groups side by side as 16-bit pairs */
+            mins = _mm512_or_si512(_mm512_srli_epi32(scale0, 4), _mm512_slli_epi32(_mm512_srli_epi32(scale1, 4), 16));
+            scale0 = _mm512_and_si512(scale0, _mm512_set1_epi32(15));
+            scale1 = _mm512_and_si512(scale1, _mm512_set1_epi32(15));
+        }
+        UNROLL for (int t = 0; t < M; t++) {
+            const block_x8 *block = token(x, x_stride, t);
+            __m512i sum = _mm512_add_epi32(_mm512_mullo_epi32(first[t], scale0), _mm512_mullo_epi32(second[t], scale1));
+            total[t] = _mm512_add_epi32(total[t], _mm512_sllv_epi32(sum, broadcast32(&block->shift[s])));
+            if (type == PHI3C_Q2_K) minsum[t] = _mm512_dpwssd_epi32(minsum[t], mins, broadcast32(&block->sum16[2 * s]));
+        }
+    }
+    __m512 d = load_halves(p);
+    UNROLL for (int t = 0; t < M; t++) {
+        part[t] = _mm512_mul_ps(d, _mm512_cvtepi32_ps(total[t]));
+        if (type == PHI3C_Q2_K)
+            part[t] = _mm512_fnmadd_ps(load_halves(p + 32), _mm512_cvtepi32_ps(minsum[t]), part[t]);
+    }
+}
+
+/* M tokens against a panel of quantised weights. */
+INLINE void quantised_tokens(const int type, const int M, float *out, const uint8_t *panel, const uint8_t *x,
+                             size_t x_stride, int64_t columns) {
+    const size_t bytes32 = phi3c_packed_bytes(type, 16, 256) / 8;
+    __m512 sum[TOKENS], part[TOKENS];
+    UNROLL for (int t = 0; t < M; t++) sum[t] = _mm512_setzero_ps();
+    for (int64_t left = columns / 32; left > 0; left -= 8) {
+        int n32 = left < 8 ? (int)left : 8;
+        if (type <= PHI3C_Q8_0)
+            legacy_super(type, M, part, panel, x, x_stride, n32);
+        else if (type == PHI3C_Q4_K || type == PHI3C_Q5_K)
+            k32_super(type, M, part, panel, x, x_stride);
+        else
+            k16_super(type, M, part, panel, x, x_stride);
+        UNROLL for (int t = 0; t < M; t++)
+            sum[t] = _mm512_fmadd_ps(part[t], _mm512_set1_ps(token(x, x_stride, t)->d), sum[t]);
+        panel += bytes32 * (size_t)n32;
+        x += sizeof(block_x8);
+    }
+    UNROLL for (int t = 0; t < M; t++) _mm512_storeu_ps(out + t * 16, sum[t]);
+}
+
+/* Float weights, in four partial sums by column modulo 4; see float_tile in kernels_scalar.c. */
+INLINE void float_tokens(const int type, const int M, float *out, const uint8_t *panel, const uint8_t *x, size_t x_stride,
+                         int64_t columns) {
+    __m512 sum[TOKENS][4];
+    UNROLL for (int t = 0; t < M; t++)
+        UNROLL for (int i = 0; i < 4; i++) sum[t][i] = _mm512_setzero_ps();
+    for (int64_t c = 0; c < columns; c += 4) {
+        UNROLL for (int i = 0; i < 4; i++) {
+            __m512 w;
+            if (type == PHI3C_F32)
+                w = _mm512_loadu_ps(panel + (c + i) * 64);
+            else if (type == PHI3C_F16)
+                w = load_halves(panel + (c + i) * 32);
+            else
+                w = _mm512_castsi512_ps(_mm512_slli_epi32(
+                    _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)(panel + (c + i) * 32))), 16));
+            UNROLL for (int t = 0; t < M; t++) {
+                const float *row = (const float *)(x + (size_t)t * x_stride);
+                sum[t][i] = _mm512_fmadd_ps(w, _mm512_set1_ps(row[c + i]), sum[t][i]);
+            }
+        }
+    }
+    UNROLL for (int t = 0; t < M; t++)
+        _mm512_storeu_ps(out + t * 16, _mm512_add_ps(_mm512_add_ps(sum[t][0], sum[t][1]),
+                                                     _mm512_add_ps(sum[t][2], sum[t][3])));
+}
+
+INLINE void tokens(const int type, const int M, float *out, const uint8_t *panel, const uint8_t *x, size_t x_stride,
+                   int64_t columns) {
+    if (type == PHI3C_F32 || type == PHI3C_F16 || type == PHI3C_BF16)
+        float_tokens(type, M, out, panel, x, x_stride, columns);
+    else
+        quantised_tokens(type, M, out, panel, x, x_stride, columns);
+}
+
+/* Full tiles of six tokens, then one of the rest. */
+INLINE void tile(const int type, float *out, const uint8_t *panel, const uint8_t *x, size_t x_stride, int n,
+                 int64_t columns) {
+    for (; n >= TOKENS; n -= TOKENS, x += TOKENS * x_stride, out += TOKENS * 16)
+        tokens(type, TOKENS, out, panel, x, x_stride, columns);
+    switch (n) {
+    case 5: tokens(type, 5, out, panel, x, x_stride, columns); break;
+    case 4: tokens(type, 4, out, panel, x, x_stride, columns); break;
+    case 3: tokens(type, 3, out, panel, x, x_stride, columns); break;
+    case 2: tokens(type, 2, out, panel, x, x_stride, columns); break;
+    case 1: tokens(type, 1, out, panel, x, x_stride, columns); break;
+    }
+}
+
+#define TILE(name, type)                                                                                              \
+    static void name(float *out, const uint8_t *panel, const uint8_t *x, size_t x_stride, int n, int64_t columns) {   \
+        tile(type, out, panel, x, x_stride, n, columns);                                                              \
+    }
+TILE(tile_f32, PHI3C_F32)
+TILE(tile_f16, PHI3C_F16)
+TILE(tile_bf16, PHI3C_BF16)
+TILE(tile_q4_0, PHI3C_Q4_0)
+TILE(tile_q4_1, PHI3C_Q4_1)
+TILE(tile_q5_0, PHI3C_Q5_0)
+TILE(tile_q5_1, PHI3C_Q5_1)
+TILE(tile_q8_0, PHI3C_Q8_0)
+TILE(tile_q2_K, PHI3C_Q2_K)
+TILE(tile_q3_K, PHI3C_Q3_K)
+TILE(tile_q4_K, PHI3C_Q4_K)
+TILE(tile_q5_K, PHI3C_Q5_K)
+TILE(tile_q6_K, PHI3C_Q6_K)
+
+/* -- activations ------------------------------------------------------------------------------------------ */
+
+/* Sum of lanes by halves, as sum_lanes in kernels_scalar.c. */
+INLINE float sum_lanes(__m512 v) {
+    __m256 a = _mm256_add_ps(_mm512_castps512_ps256(v), _mm512_extractf32x8_ps(v, 1));
+    __m128 b = _mm_add_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
+    b = _mm_add_ps(b, _mm_movehl_ps(b, b));
+    return _mm_cvtss_f32(_mm_add_ss(b, _mm_movehdup_ps(b)));
+}
+
+static void quantize_block(block_x8 *out, const float *x, int n) {
+    const __m512i magnitude = _mm512_set1_epi32(0x7fffffff);
+    uint32_t group_bits[8] = {0}, block_bits = 0;
+    for (int j = 0; 32 * j < n; j++) {
+        __m512i a = _mm512_and_si512(_mm512_loadu_si512(x + 32 * j), magnitude);
+        __m512i b = _mm512_and_si512(_mm512_loadu_si512(x + 32 * j + 16), magnitude);
+        group_bits[j] = _mm512_reduce_max_epu32(_mm512_max_epu32(a, b));
+        if (group_bits[j] > block_bits) block_bits = group_bits[j];
+    }
+    float largest;
+    memcpy(&largest, &block_bits, 4);
+    memset(out, 0, sizeof *out);
+    if (block_bits >= 0x7f800000u) {
+        out->d = NAN;
+        return;
+    }
+    if (largest < 0x1p-100f) return;
+    out->d = largest / 1016.0f;
+    float scale = 127.0f / largest;
+    for (int j = 0; 32 * j < n; j++) {
+        float group;
+        memcpy(&group, &group_bits[j], 4);
+        int doublings = (group * 2.0f <= largest) + (group * 4.0f <= largest) + (group * 8.0f <= largest);
+        int shift = 3 - doublings, sum[2];
+        __m512 group_scale = _mm512_set1_ps(scale * (float)(1 << doublings));
+        for (int i = 0; i < 2; i++) {
+            __m512i q = _mm512_cvtps_epi32(_mm512_mul_ps(_mm512_loadu_ps(x + 32 * j + 16 * i), group_scale));
+            _mm_storeu_si128((__m128i *)(out->q + 32 * j + 16 * i), _mm512_cvtepi32_epi8(q));
+            sum[i] = _mm512_reduce_add_epi32(q);
+            out->nsum16[2 * j + i] = -sum[i];
+            out->sum16[2 * j + i] = (int16_t)(sum[i] * (1 << shift));
+        }
+        out->shift[j] = shift;
+        out->nsum32[j] = -(sum[0] + sum[1]);
+        out->sum32[j] = (int16_t)(out->sum16[2 * j] + out->sum16[2 * j + 1]);
+    }
+}
+
+static void quantize_row(block_x8 *out, const float *x, int64_t columns) {
+    for (; columns > 0; columns -= 256, x += 256) quantize_block(out++, x, columns < 256 ? (int)columns : 256);
+}
+
+static void rms_norm_row(float *out, const float *x, const float *weight, float eps, int64_t columns) {
+    __m512 squares = _mm512_setzero_ps();
+    for (int64_t i = 0; i < columns; i += 16) {
+        __m512 v = _mm512_loadu_ps(x + i);
+        squares = _mm512_fmadd_ps(v, v, squares);
+    }
+    __m512 scale = _mm512_set1_ps(1.0f / sqrtf(sum_lanes(squares) / (float)columns + eps));
+    for (int64_t i = 0; i < columns; i += 16)
+        _mm512_storeu_ps(out + i, _mm512_mul_ps(_mm512_mul_ps(_mm512_loadu_ps(x + i), scale), _mm512_loadu_ps(weight + i)));
+}
+
+/* phi3c_expf, lane by lane. */
+INLINE __m512 exp_lanes(__m512 x) {
+    const __m512 round = _mm512_set1_ps(PHI3C_ROUND), one = _mm512_set1_ps(1.0f);
+    __m512 shifted = _mm512_fmadd_ps(x, _mm512_set1_ps(PHI3C_LOG2E), round);
+    __m512 n = _mm512_sub_ps(shifted, round);
+    __m512 r = _mm512_fmadd_ps(n, _mm512_set1_ps(-PHI3C_LN2_HI), x);
+    r = _mm512_fmadd_ps(n, _mm512_set1_ps(-PHI3C_LN2_LO), r);
+    __m512 p = _mm512_set1_ps(PHI3C_E6);
+    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(PHI3C_E5));
+    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(PHI3C_E4));
+    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(PHI3C_E3));
+    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(PHI3C_E2));
+    p = _mm512_fmadd_ps(p, r, one);
+    p = _mm512_fmadd_ps(p, r, one);
+    p = _mm512_castsi512_ps(
+        _mm512_add_epi32(_mm512_castps_si512(p), _mm512_slli_epi32(_mm512_castps_si512(shifted), 23)));
+    p = _mm512_mask_mov_ps(p, _mm512_cmp_ps_mask(x, _mm512_set1_ps(PHI3C_EXP_MIN), _CMP_LT_OQ), _mm512_setzero_ps());
+    p = _mm512_mask_mov_ps(p, _mm512_cmp_ps_mask(x, _mm512_set1_ps(PHI3C_EXP_MAX), _CMP_GT_OQ), _mm512_set1_ps(INFINITY));
+    return _mm512_mask_mov_ps(p, _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q), x);
+}
+
+static void silu_mul_row(float *out, const float *gate, const float *up, int64_t n) {
+    const __m512 sign = _mm512_set1_ps(-0.0f), one = _mm512_set1_ps(1.0f);
+    for (int64_t i = 0; i < n; i += 16) {
+        __m512 g = _mm512_loadu_ps(gate + i);
+        __m512 silu = _mm512_div_ps(g, _mm512_add_ps(one, exp_lanes(_mm512_xor_ps(g, sign))));
+        _mm512_storeu_ps(out + i, _mm512_mul_ps(silu, _mm512_loadu_ps(up + i)));
+    }
+}
+
+static void to_f16(f16 *out, const float *x, int64_t n) {
+    for (int64_t i = 0; i < n; i += 16)
+        _mm256_storeu_si256((__m256i *)(out + i), _mm512_cvtps_ph(_mm512_loadu_ps(x + i), _MM_FROUND_TO_NEAREST_INT));
+}
+
+/* -- attention -------------------------------------------------------------------------------------------- */
+
+enum { QUERIES = 4 };
+
+/* o[i] = o[i] * kept[i] + sum_j p[i][j] v[j], for `vectors` times 16 columns from column d on. */
+INLINE void weigh_values(const int M, const int vectors, float *o, const float kept[], const float (*p)[PHI3C_TILE],
+                         const f16 *v, int from, int to, int d, int head_dim) {
+    __m512 sum[QUERIES][6];
+    UNROLL for (int i = 0; i < M; i++)
+        UNROLL for (int c = 0; c < vectors; c++)
+            sum[i][c] = _mm512_mul_ps(_mm512_loadu_ps(o + i * head_dim + d + 16 * c), _mm512_set1_ps(kept[i]));
+    for (int j = from; j < to; j++)
+        UNROLL for (int c = 0; c < vectors; c++) {
+            __m512 value = load_halves((const uint8_t *)(v + j * head_dim + d + 16 * c));
+            UNROLL for (int i = 0; i < M; i++) sum[i][c] = _mm512_fmadd_ps(_mm512_set1_ps(p[i][j]), value, sum[i][c]);
+        }
+    UNROLL for (int i = 0; i < M; i++)
+        UNROLL for (int c = 0; c < vectors; c++) _mm512_storeu_ps(o + i * head_dim + d + 16 * c, sum[i][c]);
+}
+
+INLINE void attend_queries(const int M, float *max, float *sum, float *o, const float *q, const f16 *k, const f16 *v,
+                           const int *first, const int *last, int head_dim) {
+    __m512 score[QUERIES][4];
+    UNROLL for (int i = 0; i < M; i++)
+        UNROLL for (int c = 0; c < 4; c++) score[i][c] = _mm512_setzero_ps();
+    for (int d = 0; d < head_dim; d++)
+        UNROLL for (int c = 0; c < 4; c++) {
+            __m512 key = load_halves((const uint8_t *)(k + d * PHI3C_TILE + 16 * c));
+            UNROLL for (int i = 0; i < M; i++)
+                score[i][c] = _mm512_fmadd_ps(_mm512_set1_ps(q[i * head_dim + d]), key, score[i][c]);
+        }
+    float p[QUERIES][PHI3C_TILE], kept[QUERIES];
+    int from = PHI3C_TILE, to = 0;
+    for (int i = 0; i < M; i++) {
+        uint64_t below_last = last[i] >= 64 ? ~0ull : (1ull << last[i]) - 1, seen = below_last >> first[i] << first[i];
+        __m512 largest = _mm512_set1_ps(max[i]);
+        for (int c = 0; c < 4; c++) {
+            score[i][c] = _mm512_mask_mov_ps(_mm512_set1_ps(-INFINITY), (__mmask16)(seen >> (16 * c)), score[i][c]);
+            largest = _mm512_max_ps(largest, score[i][c]);
+        }
+        float new_max = _mm512_reduce_max_ps(largest);
+        __m512 lanes = _mm512_setzero_ps();
+        for (int c = 0; c < 4; c++) {
+            __m512 weight = exp_lanes(_mm512_sub_ps(score[i][c], _mm512_set1_ps(new_max)));
+            _mm512_storeu_ps(p[i] + 16 * c, weight);
+            lanes = _mm512_add_ps(lanes, weight);
+        }
+        kept[i] = phi3c_expf(max[i] - new_max);
+        max[i] = new_max;
+        sum[i] = fmaf(sum[i], kept[i], sum_lanes(lanes));
+        if (first[i] < from) from = first[i];
+        if (last[i] > to) to = last[i];
+    }
+    int d = 0; /* keys that one query of the tile sees and another does not weigh exactly 0 there */
+    if (head_dim % 96 == 0)
+        for (; d < head_dim; d += 96) weigh_values(M, 6, o, kept, p, v, from, to, d, head_dim);
+    for (; head_dim - d >= 64; d += 64) weigh_values(M, 4, o, kept, p, v, from, to, d, head_dim);
+    for (; head_dim - d >= 32; d += 32) weigh_values(M, 2, o, kept, p, v, from, to, d, head_dim);
+    for (; d < head_dim; d += 16) weigh_values(M, 1, o, kept, p, v, from, to, d, head_dim);
+}
+
+static void attend_tile(float *max, float *sum, float *o, const float *q, const f16 *k, const f16 *v, const int *first,
+                        const int *last, int n, int head_dim) {
+    int i = 0;
+    for (; n - i >= QUERIES; i += QUERIES)
+        attend_queries(QUERIES, max + i, sum + i, o + i * head_dim, q + i * head_dim, k, v, first + i, last + i, head_dim);
+    for (; n - i >= 2; i += 2)
+        attend_queries(2, max + i, sum + i, o + i * head_dim, q + i * head_dim, k, v, first + i, last + i, head_dim);
+    for (; i < n; i++)
+        attend_queries(1, max + i, sum + i, o + i * head_dim, q + i * head_dim, k, v, first + i, last + i, head_dim);
+}
+
+const phi3c_kernels phi3c_kernels_avx512 = {
+    .name = "avx512",
+    .tile = {[PHI3C_F32] = tile_f32, [PHI3C_F16] = tile_f16, [PHI3C_BF16] = tile_bf16, [PHI3C_Q4_0] = tile_q4_0,
+             [PHI3C_Q4_1] = tile_q4_1, [PHI3C_Q5_0] = tile_q5_0, [PHI3C_Q5_1] = tile_q5_1, [PHI3C_Q8_0] = tile_q8_0,
+             [PHI3C_Q2_K] = tile_q2_K, [PHI3C_Q3_K] = tile_q3_K, [PHI3C_Q4_K] = tile_q4_K, [PHI3C_Q5_K] = tile_q5_K,
+             [PHI3C_Q6_K] = tile_q6_K},
+    .attend_tile = attend_tile,
+    .quantize_row = quantize_row,
+    .rms_norm_row = rms_norm_row,
+    .silu_mul_row = silu_mul_row,
+    .to_f16 = to_f16,
+};

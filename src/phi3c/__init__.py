@@ -1,0 +1,70 @@
+"""phi3c: Microsoft's Phi-3 family of language models from GGUF files, on ordinary CPUs.
+
+Layers, each importing only what stands to its right (tests/test_layers.py):
+cli -> model -> engine -> phi3, sampling, chat, tokenizer -> cache, config -> gguf -> errors; _kernels under all.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .completion import Chunk, Completion, Timings, Usage
+    from .cpu import CPUInfo, cpu_info
+    from .errors import (
+        ChatTemplateError,
+        ContextLengthError,
+        CorruptGGUFError,
+        DownloadError,
+        GGUFVersionError,
+        InvalidParameterError,
+        ModelClosedError,
+        ModelLoadError,
+        ModelNotFoundError,
+        NotGGUFError,
+        NumericalError,
+        OutOfMemoryError,
+        Phi3cError,
+        TokenizerError,
+        TruncatedFileError,
+        UnsupportedModelError,
+        UnsupportedQuantError,
+    )
+    from .model import Model, ModelInfo, Stream
+    from .sampling import SamplingParams, TokenLogprob
+
+__version__ = "0.1.0"
+
+# Where each public name lives; imported when first asked for, so that `import phi3c` costs next to nothing.
+_HOMES = {
+    "model": ("Model", "ModelInfo", "Stream"),
+    "completion": ("Chunk", "Completion", "Timings", "Usage"),
+    "sampling": ("SamplingParams", "TokenLogprob"),
+    "cpu": ("CPUInfo", "cpu_info"),
+    "errors": (
+        "ChatTemplateError", "ContextLengthError", "CorruptGGUFError", "DownloadError", "GGUFVersionError",
+        "InvalidParameterError", "ModelClosedError", "ModelLoadError", "ModelNotFoundError", "NotGGUFError",
+        "NumericalError", "OutOfMemoryError", "Phi3cError", "TokenizerError", "TruncatedFileError",
+        "UnsupportedModelError", "UnsupportedQuantError",
+    ),
+}  # fmt: skip
+_HOME = {name: module for module, names in _HOMES.items() for name in names}
+
+__all__ = [
+    "CPUInfo", "ChatTemplateError", "Chunk", "Completion", "ContextLengthError", "CorruptGGUFError", "DownloadError",
+    "GGUFVersionError", "InvalidParameterError", "Model", "ModelClosedError", "ModelInfo", "ModelLoadError",
+    "ModelNotFoundError", "NotGGUFError", "NumericalError", "OutOfMemoryError", "Phi3cError", "SamplingParams",
+    "Stream", "Timings", "TokenLogprob", "TokenizerError", "TruncatedFileError", "UnsupportedModelError",
+    "UnsupportedQuantError", "Usage", "__version__", "cpu_info",
+]  # fmt: skip
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'phi3c' has no attribute {name!r}")
+    return getattr(import_module(f".{_HOME[name]}", __name__), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,531 @@
+# cython: language_level=3, freethreading_compatible=True
+"""The boundary to C: objects that own C memory, and one function per operation of a layer.
+
+Sizes are checked here, once per call; below this line C only asserts. Every operation releases the GIL. Objects are
+not locked: one thread at a time may use a Pool and what is computed with it.
+"""
+
+import os
+
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
+from libc.stdlib cimport calloc, free, realloc
+from libc.string cimport memmove, memset
+
+from phi3c cimport _csrc as c
+
+TILE = c.PHI3C_TILE
+MAX_HEAD_DIM = c.PHI3C_MAX_HEAD_DIM
+
+
+# -- instruction sets
+
+def available_isas() -> tuple[str, ...]:
+    """Names of the instruction sets this machine can run, worst first."""
+    names, i = [], 0
+    while c.phi3c_available_isa(i) != NULL:
+        names.append(c.phi3c_available_isa(i).decode())
+        i += 1
+    return tuple(names)
+
+
+def isa() -> str:
+    """Name of the instruction set in use."""
+    return c.phi3c_isa().decode()
+
+
+def use_isa(name: str | None) -> None:
+    """Choose kernels by name; None chooses the best.
+
+    Raises:
+        ValueError: unknown here, or this machine cannot run it; the message lists those it can.
+    """
+    cdef bytes encoded = name.encode() if name else b""
+    if c.phi3c_init(<const char *> encoded if name else NULL) != 0:
+        raise ValueError(f"instruction set {name!r} is unknown or not available; this machine can run: "
+                         + ", ".join(available_isas()))
+
+
+def cpu_features() -> str:
+    """CPU features found, space-separated."""
+    c.phi3c_available_isa(0)
+    return c.phi3c_cpu_features().decode()
+
+
+try:
+    use_isa(os.environ.get("PHI3C_ISA"))
+except ValueError as error:
+    raise ValueError(f"PHI3C_ISA: {error}") from None
+
+
+# -- objects
+
+cdef class Pool:
+    """Threads that share the work of every operation; `size` of them, the caller's included."""
+
+    cdef c.phi3c_pool *pool
+    cdef readonly int size
+
+    def __cinit__(self, int size):
+        if not 1 <= size <= 1024:
+            raise ValueError(f"a pool has 1 to 1024 threads, not {size}")
+        with nogil:
+            self.pool = c.phi3c_pool_new(size)
+        if self.pool == NULL:
+            raise MemoryError(f"cannot start {size} threads")
+        self.size = size
+
+    def __dealloc__(self):
+        with nogil:
+            c.phi3c_pool_free(self.pool)
+
+
+cdef class Arena:
+    """Zeroed memory for packed weights, handed out front to back in pieces of 64 bytes."""
+
+    cdef uint8_t *memory
+    cdef readonly size_t n_bytes
+    cdef readonly size_t used
+
+    def __cinit__(self, size_t n_bytes):
+        self.memory = <uint8_t *> c.phi3c_alloc(n_bytes)
+        if self.memory == NULL:
+            raise MemoryError(f"cannot allocate {n_bytes} bytes for weights")
+        self.n_bytes = n_bytes
+
+    def __dealloc__(self):
+        c.phi3c_free(self.memory, self.n_bytes)
+
+    cdef uint8_t *take(self, size_t n_bytes) except NULL:
+        cdef uint8_t *piece = self.memory + self.used
+        if n_bytes > self.n_bytes - self.used:
+            raise ValueError(f"arena of {self.n_bytes} bytes has no room for {n_bytes} more")
+        self.used += (n_bytes + 63) // 64 * 64
+        return piece
+
+
+cdef class Rows:
+    """A float32 matrix (rows, columns) in C memory; numpy.asarray(rows) shares it."""
+
+    cdef float *f32
+    cdef readonly Py_ssize_t rows
+    cdef readonly Py_ssize_t columns
+    cdef Py_ssize_t shape[2]
+    cdef Py_ssize_t strides[2]
+
+    def __cinit__(self, Py_ssize_t rows, Py_ssize_t columns, *args):
+        if rows < 1 or columns < 1:
+            raise ValueError(f"a matrix of {rows} x {columns}")
+        self.rows, self.columns = rows, columns
+        self.shape[0], self.shape[1] = rows, columns
+        self.strides[0], self.strides[1] = columns * 4, 4
+        self.f32 = <float *> calloc(rows * columns, 4)
+        if self.f32 == NULL:
+            raise MemoryError(f"cannot allocate {rows} x {columns} floats")
+
+    def __dealloc__(self):
+        free(self.f32)
+
+    def __getbuffer__(self, Py_buffer *buffer, int flags):
+        buffer.buf = self.f32
+        buffer.obj = self
+        buffer.len = self.rows * self.columns * 4
+        buffer.readonly = 0
+        buffer.itemsize = 4
+        buffer.format = "f"
+        buffer.ndim = 2
+        buffer.shape = self.shape
+        buffer.strides = self.strides
+        buffer.suboffsets = NULL
+        buffer.internal = NULL
+
+    def __releasebuffer__(self, Py_buffer *buffer):
+        pass
+
+
+cdef class Activation(Rows):
+    """Rows that matrices are multiplied with: floats, and their quantised form kept in step by the operations."""
+
+    cdef uint8_t *x8
+
+    def __cinit__(self, Py_ssize_t rows, Py_ssize_t columns, *args):
+        if columns % 32:
+            raise ValueError(f"{columns} columns: activations have a multiple of 32")
+        self.x8 = <uint8_t *> calloc(rows, c.phi3c_x8_bytes(columns))
+        if self.x8 == NULL:
+            raise MemoryError(f"cannot allocate {rows} x {columns} activations")
+
+    def __dealloc__(self):
+        free(self.x8)
+
+    cdef c.phi3c_activation view(self) noexcept nogil:
+        cdef c.phi3c_activation view
+        view.f32, view.x8, view.columns = self.f32, self.x8, self.columns
+        return view
+
+
+cdef class Matrix:
+    """Packed weights (rows, columns), made of segments that may differ in type."""
+
+    cdef c.phi3c_segment *segments
+    cdef int n_segments
+    cdef Arena arena
+    cdef readonly Py_ssize_t rows
+    cdef readonly Py_ssize_t columns
+
+    def __cinit__(self, Arena arena not None, Py_ssize_t columns):
+        self.arena, self.columns = arena, columns
+
+    def __dealloc__(self):
+        free(self.segments)
+
+    def append(self, const uint8_t[::1] data not None, int type, Py_ssize_t rows, const int64_t[::1] order,
+               Pool pool not None) -> None:
+        """Pack `rows` rows of GGUF blocks below those already there.
+
+        Args:
+            data: the rows, block after block.
+            type: ggml's type id.
+            order: (rows,) which row of data becomes row i; None keeps the order of the file.
+        """
+        cdef Py_ssize_t block = c.phi3c_block_columns(type)
+        if block == 0 or self.columns % block or self.columns % 32:
+            raise ValueError(f"no packing for type {type} with {self.columns} columns")
+        if rows < 1 or data.shape[0] != self.columns // block * c.phi3c_block_bytes(type) * rows:
+            raise ValueError(f"{data.shape[0]} bytes are not {rows} rows of {self.columns} columns of type {type}")
+        cdef Py_ssize_t i
+        if order is not None:
+            if order.shape[0] != rows:
+                raise ValueError(f"order names {order.shape[0]} of {rows} rows")
+            for i in range(rows):
+                if not 0 <= order[i] < rows:
+                    raise ValueError(f"order[{i}] is {order[i]}: there are {rows} rows")
+        cdef uint8_t *panels = self.arena.take(c.phi3c_packed_bytes(type, rows, self.columns))
+        cdef void *grown = realloc(self.segments, (self.n_segments + 1) * sizeof(c.phi3c_segment))
+        if grown == NULL:
+            raise MemoryError("cannot allocate a segment")
+        self.segments = <c.phi3c_segment *> grown
+        cdef const int64_t *order_pointer = NULL if order is None else &order[0]
+        with nogil:
+            c.phi3c_pack(panels, &data[0], type, rows, self.columns, order_pointer, pool.pool)
+        self.segments[self.n_segments].type = type
+        self.segments[self.n_segments].rows = rows
+        self.segments[self.n_segments].panels = panels
+        self.n_segments += 1
+        self.rows += rows
+
+    def unpack_row(self, Py_ssize_t row) -> tuple[int, bytes]:
+        """Type id and GGUF blocks of a row."""
+        cdef int i = 0
+        if not 0 <= row < self.rows:
+            raise IndexError(f"row {row} of {self.rows}")
+        while row >= self.segments[i].rows:
+            row -= self.segments[i].rows
+            i += 1
+        cdef int type = self.segments[i].type
+        blocks = bytearray(self.columns // c.phi3c_block_columns(type) * c.phi3c_block_bytes(type))
+        cdef uint8_t[::1] view = blocks
+        c.phi3c_unpack_row(&view[0], self.segments[i].panels, type, row, self.columns)
+        return type, bytes(blocks)
+
+
+def packed_bytes(int type, Py_ssize_t rows, Py_ssize_t columns) -> int:
+    """Bytes a packed (rows, columns) matrix of `type` takes in an arena; 0 for a type without kernels."""
+    if not c.phi3c_block_columns(type):
+        return 0
+    return (c.phi3c_packed_bytes(type, rows, columns) + 63) // 64 * 64
+
+
+def has_kernels(int type) -> bool:
+    """Whether matrices of this ggml type id can be packed and multiplied."""
+    return c.phi3c_block_columns(type) > 0
+
+
+cdef class Pages:
+    """The pool of KV pages, all of `page_bytes` bytes, addressed by small integers."""
+
+    cdef uint8_t **pages
+    cdef list free_ids
+    cdef readonly Py_ssize_t count
+    cdef readonly size_t page_bytes
+
+    def __cinit__(self, size_t page_bytes):
+        self.page_bytes = page_bytes
+        self.free_ids = []
+
+    def __dealloc__(self):
+        for i in range(self.count):
+            c.phi3c_free(self.pages[i], self.page_bytes)
+        free(self.pages)
+
+    def take(self) -> int:
+        """Id of a page nobody holds; its contents are old or zero."""
+        if self.free_ids:
+            return self.free_ids.pop()
+        cdef void *grown = realloc(self.pages, (self.count + 1) * sizeof(uint8_t *))
+        if grown == NULL:
+            raise MemoryError("cannot grow the table of KV pages")
+        self.pages = <uint8_t **> grown
+        self.pages[self.count] = <uint8_t *> c.phi3c_alloc(self.page_bytes)
+        if self.pages[self.count] == NULL:
+            raise MemoryError(f"cannot allocate a KV page of {self.page_bytes} bytes")
+        self.count += 1
+        return self.count - 1
+
+    def give_back(self, int page) -> None:
+        """The page may be taken again."""
+        self.free_ids.append(page)
+
+    @property
+    def in_use(self) -> int:
+        """Pages taken and not given back."""
+        return self.count - len(self.free_ids)
+
+
+cdef class Heads:
+    """The attention of a model: head counts and sizes, rotary dimensions, window (0: none)."""
+
+    cdef c.phi3c_attention attention
+    cdef readonly Py_ssize_t qkv_columns
+    cdef readonly Py_ssize_t columns
+
+    def __cinit__(self, int head_count, int head_count_kv, int head_dim, int rope_dims, int window):
+        if head_dim < 16 or head_dim % 16 or head_dim > MAX_HEAD_DIM or head_count_kv < 1 or head_count % head_count_kv:
+            raise ValueError(f"{head_count} heads, {head_count_kv} kv heads of {head_dim}")
+        if rope_dims < 0 or rope_dims % 2 or rope_dims > head_dim or window < 0:
+            raise ValueError(f"{rope_dims} rotary dimensions of {head_dim}, window {window}")
+        memset(&self.attention, 0, sizeof(c.phi3c_attention))
+        self.attention.head_count = head_count
+        self.attention.head_count_kv = head_count_kv
+        self.attention.head_dim = head_dim
+        self.attention.rope_dims = rope_dims
+        self.attention.window = window
+        self.columns = head_count * head_dim
+        self.qkv_columns = (head_count + 2 * head_count_kv) * head_dim
+
+    def page_bytes(self, int block_count) -> int:
+        """Bytes of a KV page for `block_count` layers."""
+        return block_count * 2 * self.attention.head_count_kv * self.attention.head_dim * TILE * 2
+
+
+cdef class RopeTable:
+    """cos and sin for positions 0, 1, ...: (positions, rope_dims / 2) each, times `scale`."""
+
+    cdef float *cosines
+    cdef float *sines
+    cdef const double[::1] frequency
+    cdef readonly Py_ssize_t positions
+    cdef float scale
+
+    def __cinit__(self, const double[::1] frequency not None, float scale):
+        self.frequency, self.scale = frequency, scale
+
+    def __dealloc__(self):
+        free(self.cosines)
+        free(self.sines)
+
+    def extend(self, Py_ssize_t positions) -> None:
+        """Make the table at least `positions` long."""
+        cdef Py_ssize_t n = self.frequency.shape[0], first = self.positions
+        cdef const double *frequency = &self.frequency[0]
+        if positions <= first:
+            return
+        positions = max(positions, 2 * first, 512)
+        self.cosines = <float *> grow(self.cosines, positions * n * 4)
+        self.sines = <float *> grow(self.sines, positions * n * 4)
+        with nogil:
+            c.phi3c_rope_table(self.cosines + first * n, self.sines + first * n, frequency, first,
+                               positions - first, n, self.scale)
+        self.positions = positions
+
+
+cdef void *grow(void *memory, size_t n_bytes) except NULL:
+    cdef void *grown = realloc(memory, n_bytes)
+    if grown == NULL:
+        raise MemoryError(f"cannot allocate {n_bytes} bytes")
+    return grown
+
+
+cdef class Batch:
+    """Which rows of a forward pass belong to which sequence.
+
+    Args:
+        spans: (n_spans, 4) int32: sequence, first row, number of rows, position of the first row.
+        page_tables: (n_sequences, pages) int32: page ids by position / 64; any value where no row looks.
+        window: of the attention, 0 for none.
+    """
+
+    cdef const int32_t[:, ::1] spans
+    cdef const int32_t[:, ::1] page_tables
+    cdef readonly Py_ssize_t n_rows
+    cdef readonly Py_ssize_t n_positions
+
+    def __cinit__(self, const int32_t[:, ::1] spans not None, const int32_t[:, ::1] page_tables not None,
+                  Pages pages not None, int window):
+        cdef Py_ssize_t i, page, rows = 0, begin, end
+        if spans.shape[0] < 1 or spans.shape[1] != 4:
+            raise ValueError("spans are rows of (sequence, row, n, position)")
+        for i in range(spans.shape[0]):
+            end = <Py_ssize_t> spans[i, 3] + spans[i, 2]
+            if not 0 <= spans[i, 0] < page_tables.shape[0] or spans[i, 1] != rows or spans[i, 2] < 1 or spans[i, 3] < 0:
+                raise ValueError(f"span {i} is out of place")
+            if end > page_tables.shape[1] * c.PHI3C_TILE:
+                raise ValueError(f"span {i} ends at position {end}, beyond its page table")
+            begin = max(0, spans[i, 3] - window + 1) if window else 0
+            for page in range(begin // c.PHI3C_TILE, (end - 1) // c.PHI3C_TILE + 1):
+                if not 0 <= page_tables[spans[i, 0], page] < pages.count:
+                    raise ValueError(f"span {i} has no page {page}")
+            rows += spans[i, 2]
+            self.n_positions = max(self.n_positions, end)
+        self.spans, self.page_tables, self.n_rows = spans, page_tables, rows
+
+
+# -- operations
+
+cdef int check(bint fits, str what) except -1:
+    if not fits:
+        raise ValueError(f"{what}: shapes do not fit")
+    return 0
+
+
+def embed(Rows out not None, const uint8_t[::1] data not None, int type, const int64_t[::1] ids not None) -> None:
+    """out[i] = weights of row ids[i] of a matrix of GGUF blocks (rows, out.columns)."""
+    cdef Py_ssize_t block = c.phi3c_block_columns(type), i
+    check(block > 0 and out.columns % block == 0 and ids.shape[0] <= out.rows, "embed")
+    cdef Py_ssize_t row_bytes = out.columns // block * c.phi3c_block_bytes(type)
+    for i in range(ids.shape[0]):
+        if not 0 <= ids[i] < data.shape[0] // row_bytes:
+            raise ValueError(f"token id {ids[i]} is not in the vocabulary of {data.shape[0] // row_bytes}")
+        c.phi3c_dequantize_row(out.f32 + i * out.columns, &data[ids[i] * row_bytes], type, out.columns)
+
+
+def keep_rows(Rows x not None, const int64_t[::1] rows not None) -> None:
+    """Move row rows[i] to row i; rows are ascending."""
+    cdef Py_ssize_t i, x8_bytes = c.phi3c_x8_bytes(x.columns)
+    cdef uint8_t *x8 = (<Activation> x).x8 if isinstance(x, Activation) else NULL
+    for i in range(rows.shape[0]):
+        if not i <= rows[i] < x.rows:
+            raise ValueError(f"row {rows[i]} cannot become row {i} of {x.rows}")
+        memmove(x.f32 + i * x.columns, x.f32 + rows[i] * x.columns, x.columns * 4)
+        if x8 != NULL:
+            memmove(x8 + i * x8_bytes, x8 + rows[i] * x8_bytes, x8_bytes)
+
+
+def rms_norm(Activation out not None, Rows x not None, Rows weight not None, float eps, Py_ssize_t n, Pool pool not None) -> None:
+    """out[:n] = x[:n] / sqrt(mean(x^2) + eps) * weight."""
+    check(0 < n <= min(out.rows, x.rows) and out.columns == x.columns == weight.columns, "rms_norm")
+    with nogil:
+        c.phi3c_rms_norm(out.view(), x.f32, weight.f32, eps, n, pool.pool)
+
+
+def matmul(Rows out not None, Matrix weights not None, Activation x not None, Py_ssize_t n, bint add, Pool pool not None) -> None:
+    """out[:n] = x[:n] weights^T, or += when `add` is set."""
+    check(0 < n <= min(out.rows, x.rows) and x.columns == weights.columns and out.columns == weights.rows, "matmul")
+    with nogil:
+        c.phi3c_matmul(out.f32, weights.segments, weights.n_segments, x.view(), n, add, pool.pool)
+
+
+def silu_mul(Activation out not None, Rows gate_up not None, Py_ssize_t n, Pool pool not None) -> None:
+    """out[:n] = silu(gate) * up, gate and up being the halves of gate_up's rows."""
+    check(0 < n <= min(out.rows, gate_up.rows) and gate_up.columns == 2 * out.columns, "silu_mul")
+    with nogil:
+        c.phi3c_silu_mul(out.view(), gate_up.f32, n, pool.pool)
+
+
+def rope_append(Heads heads not None, int layer, Rows qkv not None, Batch batch not None, Pages pages not None,
+                RopeTable rope not None, Pool pool not None) -> None:
+    """Rotate q and k of qkv in place, scale q by 1/sqrt(head_dim), write k and v to the batch's pages."""
+    check(batch.n_rows <= qkv.rows and qkv.columns == heads.qkv_columns and rope.positions >= batch.n_positions
+          and heads.page_bytes(layer + 1) <= pages.page_bytes, "rope_append")
+    cdef c.phi3c_attention a = at_layer(heads, layer, batch, pages)
+    cdef const c.phi3c_span *spans = <const c.phi3c_span *> &batch.spans[0, 0]
+    cdef int n_spans = <int> batch.spans.shape[0]
+    with nogil:
+        c.phi3c_rope_append(&a, qkv.f32, spans, n_spans, rope.cosines, rope.sines, pool.pool)
+
+
+def attend(Activation out not None, Heads heads not None, int layer, Rows qkv not None, Batch batch not None,
+           Pages pages not None, Pool pool not None) -> None:
+    """out = softmax(q k) v of every row over the keys its position and window let it see."""
+    check(batch.n_rows <= min(out.rows, qkv.rows) and out.columns == heads.columns
+          and qkv.columns == heads.qkv_columns and heads.page_bytes(layer + 1) <= pages.page_bytes, "attend")
+    cdef c.phi3c_attention a = at_layer(heads, layer, batch, pages)
+    cdef const c.phi3c_span *spans = <const c.phi3c_span *> &batch.spans[0, 0]
+    cdef int n_spans = <int> batch.spans.shape[0]
+    with nogil:
+        c.phi3c_attend(out.view(), &a, qkv.f32, spans, n_spans, pool.pool)
+
+
+cdef c.phi3c_attention at_layer(Heads heads, int layer, Batch batch, Pages pages) noexcept:
+    cdef c.phi3c_attention a = heads.attention
+    a.layer = layer
+    a.pages = pages.pages
+    a.page_tables = &batch.page_tables[0, 0]
+    a.table_stride = batch.page_tables.shape[1]
+    return a
+
+
+# -- sampling
+
+cdef class SamplerChain:
+    """Penalties, filters, temperature and draw, with the scratch memory they need."""
+
+    cdef c.phi3c_sampling params
+    cdef void *scratch
+    cdef size_t n_bytes
+
+    def __cinit__(self, double temperature, int32_t top_k, double top_p, double min_p, float repeat_penalty):
+        self.params.temperature, self.params.top_k = temperature, top_k
+        self.params.top_p, self.params.min_p = top_p, min_p
+        self.params.repeat_penalty = repeat_penalty
+
+    def __dealloc__(self):
+        free(self.scratch)
+
+    cdef int prepare(self, const float[::1] logits) except -1:
+        check(0 < logits.shape[0] < 1 << 30, "logits")
+        cdef size_t n_bytes = c.phi3c_sample_scratch_bytes(logits.shape[0])
+        if n_bytes > self.n_bytes:
+            self.scratch = grow(self.scratch, n_bytes)
+            self.n_bytes = n_bytes
+        return 0
+
+    def draw(self, const float[::1] logits not None, const int32_t[::1] recent not None, uint64_t seed,
+             uint64_t counter) -> int:
+        """Id of the token drawn from logits (vocab,), given the ids in `recent`; -1 if a logit is not finite."""
+        cdef int32_t token
+        cdef const int32_t *ids = &recent[0] if recent.shape[0] else NULL
+        self.prepare(logits)
+        with nogil:
+            token = c.phi3c_sample(&logits[0], logits.shape[0], ids, recent.shape[0], &self.params, seed, counter,
+                                   self.scratch)
+        return token
+
+    def top_logprobs(self, const float[::1] logits not None, int32_t token, int32_t n_top) -> tuple:
+        """Log-probability of `token`, NaN if a logit is not finite, and the n_top best (id, log-probability)."""
+        cdef float logprob
+        check(0 <= token < logits.shape[0] and 0 <= n_top <= logits.shape[0], "top_logprobs")
+        self.prepare(logits)
+        cdef c.phi3c_candidate *top = <c.phi3c_candidate *> calloc(n_top + 1, sizeof(c.phi3c_candidate))
+        if top == NULL:
+            raise MemoryError(f"cannot allocate {n_top} candidates")
+        with nogil:
+            logprob = c.phi3c_top_logprobs(&logits[0], logits.shape[0], token, n_top, top, self.scratch)
+        best = [(top[i].id, top[i].logit) for i in range(n_top)]
+        free(top)
+        return logprob, best
+
+
+def philox4x32(const uint32_t[::1] counter not None, const uint32_t[::1] key not None) -> tuple[int, int, int, int]:
+    """Philox4x32-10 of a counter of four words and a key of two."""
+    cdef uint32_t out[4]
+    check(counter.shape[0] == 4 and key.shape[0] == 2, "philox4x32")
+    c.phi3c_philox4x32(&counter[0], &key[0], out)
+    return out[0], out[1], out[2], out[3]
+
+
+def expf(float[::1] x not None) -> None:
+    """x = exp(x), in place: the exponential of softmax and silu."""
+    cdef Py_ssize_t i
+    with nogil:
+        for i in range(x.shape[0]):
+            x[i] = c.phi3c_expf(x[i])

@@ -1,0 +1,152 @@
+"""phi3c inspect: show what is in a GGUF file."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from collections import Counter
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from phi3c.config import Config
+    from phi3c.gguf import GGUFFile
+
+DEFAULT_N_CTX = 4096
+LONG = 60  # characters of a value in the table
+SHORT_ARRAY = 8  # elements of an array that are shown
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the flags."""
+    parser.add_argument(
+        "model", metavar="MODEL", help="a path, owner/repo[:QUANT or /file], an alias or 'demo'"
+    )
+    parser.add_argument("--tensors", action="store_true", help="list every tensor")
+    parser.add_argument("--n-ctx", type=int, metavar="N", help="context length of the memory estimate")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+
+
+def main(args: argparse.Namespace) -> int:
+    """Describe the file, whether or not phi3c can run it."""
+    from phi3c import hub
+    from phi3c.cli.progress import ProgressBar
+    from phi3c.config import Config
+    from phi3c.errors import ModelLoadError
+    from phi3c.gguf import GGUFFile
+
+    if args.n_ctx is not None and args.n_ctx < 1:
+        args.usage_error("--n-ctx must be at least 1")
+    with ProgressBar() as bar:
+        path = hub.resolve(args.model, progress=bar)
+    with GGUFFile(path) as file:
+        config, problem = None, None
+        try:
+            config = Config.from_gguf(file)
+        except ModelLoadError as error:
+            problem = str(error)
+        report = describe(file, config, problem, args.n_ctx, with_tensors=args.tensors)
+    print(json.dumps(report, indent=2) if args.json else _as_text(report))
+    return 0
+
+
+def describe(
+    file: GGUFFile, config: Config | None, problem: str | None, n_ctx: int | None, *, with_tensors: bool
+) -> dict[str, object]:
+    """Collect what `inspect` shows as plain JSON values.
+
+    Args:
+        file: The open file.
+        config: Its hyper-parameters, None where phi3c cannot run it.
+        problem: Why it cannot, if so.
+        n_ctx: Context length of the memory estimate; the model's own, at most 4096, when None.
+        with_tensors: Also list every tensor.
+    """
+    tensors = list(file.tensors.values())
+    weights = sum(tensor.n_bytes for tensor in tensors)
+    report: dict[str, object] = {
+        "path": str(file.path),
+        "file_bytes": file.path.stat().st_size,
+        "gguf_version": file.version,
+        "architecture": file.metadata.get("general.architecture"),
+        "runs_here": problem is None,
+        "problem": problem,
+        "parameters": sum(math.prod(tensor.shape) for tensor in tensors),
+        "tensors": len(tensors),
+        "types": dict(Counter(tensor.type.name for tensor in tensors).most_common()),
+        "weights_bytes": weights,
+    }
+    if config is not None:
+        n_ctx = n_ctx or min(config.context_length, DEFAULT_N_CTX)
+        # keys and values of every layer, float16
+        kv = 2 * config.block_count * config.head_count_kv * config.head_dim * 2 * n_ctx
+        report["memory"] = {"n_ctx": n_ctx, "kv_bytes": kv, "total_bytes": weights + kv}
+    report["metadata"] = {key: _plain(value) for key, value in file.metadata.items()}
+    if with_tensors:
+        report["tensor_list"] = [
+            {
+                "name": t.name,
+                "type": t.type.name,
+                "shape": list(t.shape),
+                "bytes": t.n_bytes,
+                "offset": t.offset,
+            }
+            for t in tensors
+        ]
+    return report
+
+
+def _plain(value: object) -> object:
+    """A metadata value as JSON has it; of a long array its length and its beginning."""
+    import numpy as np
+
+    if isinstance(value, np.ndarray | np.generic):
+        value = value.tolist()
+    if isinstance(value, list):
+        head = [_plain(item) for item in value[:SHORT_ARRAY]]
+        return head if len(value) <= SHORT_ARRAY else {"length": len(value), "head": head}
+    return value
+
+
+def _as_text(report: dict[str, object]) -> str:
+    metadata, types = report["metadata"], report["types"]
+    assert isinstance(metadata, dict)
+    assert isinstance(types, dict)
+    runs = "yes" if report["runs_here"] else f"no: {report['problem']}"
+    facts = {
+        "file": f"{report['path']} ({_megabytes(report['file_bytes'])}, GGUF v{report['gguf_version']})",
+        "architecture": f"{report['architecture']}",
+        "phi3c runs it": runs,
+        "parameters": f"{report['parameters']:,}",
+        "tensors": f"{report['tensors']}: " + ", ".join(f"{n} {name}" for name, n in types.items()),
+        "weights": _megabytes(report["weights_bytes"]),
+    }
+    if isinstance(memory := report.get("memory"), dict):
+        total, kv, n_ctx = memory["total_bytes"], memory["kv_bytes"], memory["n_ctx"]
+        facts["memory"] = f"about {_megabytes(total)} with a full context of {n_ctx} ({_megabytes(kv)} of it)"
+    template = metadata.get("tokenizer.chat_template")
+    lines = [f"{name:15}{value}" for name, value in facts.items()]
+    lines += ["", "metadata"]
+    lines += [f"  {key:40} {_short(value)}" for key, value in metadata.items() if value is not template]
+    lines += ["", "chat template", str(template) if template else "  (none)"]
+    if isinstance(tensors := report.get("tensor_list"), list):
+        lines += ["", "tensors"]
+        lines += [f"  {t['name']:32} {t['type']:8} {' x '.join(map(str, t['shape']))}" for t in tensors]
+    return _printable("\n".join(lines))
+
+
+def _printable(text: str) -> str:
+    """Text from a file, which may hold anything, without the characters that steer a terminal."""
+    return "".join(c if c.isprintable() or c == "\n" else f"\\x{ord(c):02x}" for c in text)
+
+
+def _short(value: object) -> str:
+    if isinstance(value, dict):
+        return f"[{value['length']}] {_short(value['head'])}"
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= LONG else text[: LONG - 3] + "..."
+
+
+def _megabytes(n_bytes: object) -> str:
+    assert isinstance(n_bytes, int)
+    return f"{n_bytes / 1e6:,.1f} MB"

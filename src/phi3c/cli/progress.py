@@ -1,0 +1,67 @@
+"""A progress bar for the terminal: one line on stderr that appears when something takes long."""
+
+from __future__ import annotations
+
+import sys
+import time
+from types import TracebackType
+from typing import TextIO
+
+WIDTH = 24  # characters of the bar itself
+PATIENCE = 0.3  # seconds before the line appears
+INTERVAL = 0.1  # seconds between two drawings of it
+LABELS = {"download": "downloading", "pack": "packing weights", "prompt": "reading prompt"}
+
+
+class ProgressBar:
+    """Draws `(stage, done, total)` reports; silent where stderr is not a terminal.
+
+    It is its own callback: `Model(path, progress=bar)`. The line is wiped when a stage is complete and when
+    the bar is closed.
+    """
+
+    def __init__(self, stream: TextIO | None = None, patience: float = PATIENCE) -> None:
+        self._stream = stream or sys.stderr
+        self._enabled = self._stream.isatty()
+        self._patience = patience
+        self._stage = ""
+        self._started = 0.0
+        self._drawn = 0.0  # time of the last drawing; 0: nothing is on the line
+
+    def __call__(self, stage: str, done: int, total: int) -> None:
+        """Report that `done` of `total` (bytes or tokens) of a stage are behind us."""
+        if not self._enabled:
+            return
+        now = time.monotonic()
+        if stage != self._stage:
+            self.close()
+            self._stage, self._started = stage, now
+        if done >= total:
+            self.close()
+        elif now - self._started >= self._patience and now - self._drawn >= INTERVAL:
+            self._drawn = now
+            share = done / total
+            bar = "#" * round(share * WIDTH)
+            rate = _rate(stage, done / max(now - self._started, 1e-3))
+            label = LABELS.get(stage, stage)
+            self._stream.write(f"\r{label} [{bar:<{WIDTH}}] {share:4.0%} {rate}\x1b[K")
+            self._stream.flush()
+
+    def close(self) -> None:
+        """Wipe the line."""
+        if self._drawn:
+            self._stream.write("\r\x1b[K")
+            self._stream.flush()
+        self._stage, self._drawn = "", 0.0
+
+    def __enter__(self) -> ProgressBar:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _rate(stage: str, per_second: float) -> str:
+    return f"{per_second:.0f} tok/s" if stage == "prompt" else f"{per_second / 1e6:.1f} MB/s"

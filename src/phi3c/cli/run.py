@@ -1,0 +1,173 @@
+"""phi3c run: answer one prompt."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from phi3c.cli.progress import ProgressBar
+
+if TYPE_CHECKING:
+    from phi3c.completion import Completion
+    from phi3c.model import Model, Stream
+    from phi3c.sampling import SamplingParams
+
+SAMPLING = {  # flag and field of SamplingParams -> type and help
+    "max_tokens": (int, "stop after so many tokens (default: when the model ends or the context is full)"),
+    "temperature": (float, "0 always takes the likeliest token"),
+    "top_k": (int, "draw among the k likeliest tokens"),
+    "top_p": (float, "draw among the likeliest tokens that together have this probability"),
+    "min_p": (float, "drop tokens less likely than this share of the likeliest one"),
+    "repeat_penalty": (float, "above 1 makes recent tokens less likely"),
+    "repeat_last_n": (int, "how many tokens count as recent"),
+    "seed": (int, "same seed, same text"),
+}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the flags; the sampling ones have the names and the defaults of the Python API."""
+    parser.add_argument(
+        "prompt", nargs="?", metavar="PROMPT", help="the prompt; '-' or nothing: standard input"
+    )
+    parser.add_argument("-f", "--file", metavar="FILE", type=Path, help="read the prompt from FILE")
+    parser.add_argument(
+        "-m",
+        "--model",
+        metavar="MODEL",
+        help="a path, owner/repo[:QUANT or /file], an alias or 'demo'; default: $PHI3C_MODEL, else phi3-mini",
+    )
+    parser.add_argument("--system", metavar="TEXT", help="system message")
+    parser.add_argument(
+        "--raw", action="store_true", help="continue the prompt as it is, without chat template"
+    )
+    for name, (kind, text) in SAMPLING.items():
+        parser.add_argument(
+            "--" + name.replace("_", "-"), type=kind, metavar="N" if kind is int else "X", help=text
+        )
+    parser.add_argument(
+        "--stop", action="append", metavar="TEXT", help="end before TEXT; may be given repeatedly"
+    )
+    parser.add_argument("--n-ctx", type=int, metavar="N", help="context length in tokens")
+    parser.add_argument("--threads", type=int, metavar="N", help="compute threads (see `phi3c doctor`)")
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead of streaming text")
+    parser.add_argument("--stats", action="store_true", help="print speed and memory to stderr")
+
+
+def main(args: argparse.Namespace) -> int:
+    """Stream the completion of a prompt to stdout."""
+    from phi3c import hub
+    from phi3c.sampling import SamplingParams
+
+    if args.raw and args.system is not None:
+        args.usage_error("--system needs the chat template, which --raw leaves out")
+    prompt = _read_prompt(args)
+    given = {name: getattr(args, name) for name in SAMPLING if getattr(args, name) is not None}
+    params = SamplingParams(
+        **given, stop=tuple(args.stop or ())
+    )  # refuses nonsense before anything is loaded
+    name = args.model or os.environ.get("PHI3C_MODEL") or hub.DEFAULT_MODEL
+
+    from phi3c.model import Model
+
+    with ProgressBar() as bar:
+        path = hub.resolve(name, progress=bar)
+        with Model(path, n_ctx=args.n_ctx, n_threads=args.threads, progress=bar) as model:
+            stream = _start(model, args, prompt, params, bar)
+            if not args.json:
+                _print_stream(stream)
+            completion = stream.result()
+    if args.json:
+        print(json.dumps(_as_json(name, completion)))
+    if args.stats:
+        _print_stats(completion)
+    return 0
+
+
+def _read_prompt(args: argparse.Namespace) -> str:
+    """Take the prompt from where the arguments say; a newline at its end is the editor's, not the user's."""
+    if args.file is not None and args.prompt is not None:
+        args.usage_error("give a PROMPT or -f FILE, not both")
+    if args.prompt not in (None, "-"):
+        prompt: str = args.prompt
+        return prompt
+    if args.file is None and args.prompt is None and sys.stdin.isatty():
+        args.usage_error("give a PROMPT, or -f FILE, or pipe text in")
+    source = args.file or "standard input"
+    try:
+        data = args.file.read_bytes() if args.file else sys.stdin.buffer.read()
+        return data.decode().removesuffix("\n").removesuffix("\r")
+    except OSError as error:
+        args.usage_error(f"cannot read {source}: {error.strerror}")
+    except UnicodeDecodeError as error:
+        args.usage_error(
+            f"{source} is not UTF-8 text: byte {error.start} is {error.object[error.start]:#04x}"
+        )
+    raise AssertionError("usage_error exits")
+
+
+def _start(
+    model: Model, args: argparse.Namespace, prompt: str, params: SamplingParams, bar: ProgressBar
+) -> Stream:
+    if args.raw:
+        return model.generate(prompt, stream=True, params=params, progress=bar)
+    messages = [{"role": "user", "content": prompt}]
+    return model.chat(messages, system=args.system, stream=True, params=params, progress=bar)
+
+
+def _print_stream(stream: Stream) -> None:
+    last = ""
+    for chunk in stream:
+        sys.stdout.write(chunk.text)
+        sys.stdout.flush()
+        last = chunk.text or last
+    if not last.endswith("\n"):
+        sys.stdout.write("\n")
+
+
+def _as_json(model: str, completion: Completion) -> dict[str, object]:
+    usage, timings = completion.usage, completion.timings
+    return {
+        "model": model,
+        "text": completion.text,
+        "token_ids": list(completion.token_ids),
+        "finish_reason": completion.finish_reason,
+        "stop_detail": completion.stop_detail,
+        "seed": completion.seed,
+        "usage": {**asdict(usage), "total_tokens": usage.total_tokens},
+        "timings": {
+            **asdict(timings),
+            "prompt_tokens_per_second": timings.prompt_tokens_per_second,
+            "generation_tokens_per_second": timings.generation_tokens_per_second,
+            "time_to_first_token_ms": timings.time_to_first_token_ms,
+        },
+    }
+
+
+def _print_stats(completion: Completion) -> None:
+    usage, timings, peak = completion.usage, completion.timings, peak_memory()
+    lines = {
+        "load": f"{timings.load_ms:.0f} ms",
+        "prompt": f"{usage.prompt_tokens} tokens, {timings.prompt_tokens_per_second:.1f} tok/s",
+        "generation": f"{usage.completion_tokens} tokens, {timings.generation_tokens_per_second:.1f} tok/s",
+        "first token": f"{timings.time_to_first_token_ms:.0f} ms",
+        "peak memory": "unknown" if peak is None else f"{peak / 1e6:.0f} MB",
+        "finish reason": f"{completion.finish_reason} ({completion.stop_detail})",
+        "seed": str(completion.seed),
+    }
+    for name, value in lines.items():
+        print(f"{name:14}{value}", file=sys.stderr)
+
+
+def peak_memory() -> int | None:
+    """Largest resident size of this process so far in bytes; None where the system does not tell."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

@@ -1,0 +1,195 @@
+"""Token ids in, token ids out: sequences that share one model, one step at a time.
+
+A step holds the engine's lock, so any number of threads may generate at once; each step is one forward pass.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from time import perf_counter
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .cache import KVCache
+from .cache import Sequence as CachedSequence
+from .completion import FinishReason, Timings, Usage
+from .errors import ModelClosedError
+from .phi3 import Phi3, Progress, Step
+from .sampling import Sampler, SamplingParams, TokenLogprob
+
+T = TypeVar("T")
+
+
+class Engine:
+    """A model, its cache, and the lock that keeps their steps apart.
+
+    Args:
+        phi3: the network.
+        n_ctx: longest sequence; the cache keeps as many positions of finished ones for their prefixes.
+    """
+
+    def __init__(self, phi3: Phi3, n_ctx: int) -> None:
+        config = phi3.config
+        self.n_ctx = n_ctx
+        self._phi3: Phi3 | None = phi3
+        self._cache = KVCache(
+            phi3.heads, config.block_count, window=config.sliding_window, spare_pages=-(-n_ctx // 64)
+        )
+        self._lock = threading.RLock()  # reentrant: a Stream may be collected, and release its pages, within a step
+
+    def open(self, ids: Sequence[int]) -> CachedSequence:
+        """A sequence that holds what the cache knows of the beginning of `ids`."""
+        with self._lock:
+            return self._cache.open(ids)
+
+    def release(self, sequence: CachedSequence) -> None:
+        """The sequence is done with."""
+        with self._lock:
+            self._cache.close(sequence)
+
+    def run(self, steps: Sequence[Step], use: Callable[[NDArray[np.float32]], T]) -> T:
+        """One forward pass; returns what `use` makes of the wanted logits (rows, vocab), which die after it."""
+        with self._lock:
+            if self._phi3 is None:
+                raise ModelClosedError("the model has been closed; load it again")
+            return use(self._phi3.forward(steps, self._cache))
+
+    def prefill(
+        self, sequence: CachedSequence, ids: Sequence[int], use: Callable[[NDArray[np.float32]], T], progress: Progress | None
+    ) -> T:
+        """Bring the sequence up to the end of `ids`, n_batch tokens at a time; `use` gets the last logits (1, vocab)."""
+        n_batch = self._open_model().n_batch
+        if progress:
+            progress("prompt", len(sequence), len(ids))
+        while len(ids) - len(sequence) > n_batch:
+            chunk = ids[len(sequence) : len(sequence) + n_batch]
+            self.run([Step(sequence, chunk, n_logits=0)], lambda logits: None)
+            if progress:
+                progress("prompt", len(sequence), len(ids))
+        if progress:
+            progress("prompt", len(ids), len(ids))  # a bar is gone before the first token is shown
+        return self.run([Step(sequence, ids[len(sequence) :])], use)
+
+    def logits(self, ids: Sequence[int]) -> NDArray[np.float32]:
+        """Logits (len(ids), vocab) behind every token of `ids`."""
+        phi3 = self._open_model()
+        out = np.empty((len(ids), phi3.config.vocab_size), np.float32)
+        sequence = self.open(())
+        try:
+            for start in range(0, len(ids), phi3.n_batch):
+                chunk = ids[start : start + phi3.n_batch]
+
+                def keep(logits: NDArray[np.float32], start: int = start) -> None:
+                    out[start : start + len(logits)] = logits
+
+                self.run([Step(sequence, chunk, n_logits=len(chunk))], keep)
+        finally:
+            self.release(sequence)
+        return out
+
+    def close(self) -> None:
+        """Free weights and cache; steps from now on raise ModelClosedError."""
+        with self._lock:
+            self._phi3 = None
+
+    def _open_model(self) -> Phi3:
+        if self._phi3 is None:
+            raise ModelClosedError("the model has been closed; load it again")
+        return self._phi3
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """A generated token; `finish_reason` is set on the last, and a stop token is not part of the answer."""
+
+    id: int
+    finish_reason: FinishReason | None
+    logprob: TokenLogprob | None
+
+
+class Generation:
+    """The continuation of one prompt, token by token.
+
+    Args:
+        ids: the prompt; together with params.max_tokens it fits the context (the caller has checked).
+        stop_ids: tokens that end the answer.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        ids: Sequence[int],
+        params: SamplingParams,
+        stop_ids: Collection[int],
+        progress: Progress | None,
+    ) -> None:
+        self.sampler = Sampler(params, ids)
+        self._engine, self._ids, self._stop_ids, self._progress = engine, list(ids), stop_ids, progress
+        self._wants_logprobs = params.logprobs is not None
+        left = engine.n_ctx - len(ids)
+        self.limit = left if params.max_tokens is None else min(params.max_tokens, left)
+        self.n_generated = 0
+        self.cached_tokens = 0
+        self._sequence: CachedSequence | None = None
+        self._last = 0
+        self.finished = False
+        self.prompt_seconds = self.generation_seconds = 0.0
+
+    def next(self) -> Token:
+        """Compute one more token. An exception, Ctrl-C among them, ends the generation and frees its pages."""
+        started = perf_counter()
+        first = self._sequence is None
+        try:
+            if self._sequence is None:
+                self._sequence = self._engine.open(self._ids)
+                self.cached_tokens = len(self._sequence)
+                token, logprob = self._engine.prefill(self._sequence, self._ids, self._choose, self._progress)
+            else:
+                token, logprob = self._engine.run([Step(self._sequence, (self._last,))], self._choose)
+        except BaseException:
+            self.close()
+            raise
+        if first:
+            self.prompt_seconds = perf_counter() - started
+        else:
+            self.generation_seconds += perf_counter() - started
+        self._last = token
+        finish_reason: FinishReason | None = None
+        if token in self._stop_ids:
+            finish_reason = "stop"
+        else:
+            self.n_generated += 1
+            if self.n_generated >= self.limit:
+                finish_reason = "length"
+        if finish_reason:
+            self.close()
+        return Token(token, finish_reason, logprob)
+
+    def close(self) -> None:
+        """Free the sequence's pages; no further token can be computed."""
+        self.finished = True
+        if self._sequence is not None:
+            self._engine.release(self._sequence)
+            self._sequence = None
+
+    def usage(self) -> Usage:
+        """Tokens counted so far."""
+        return Usage(len(self._ids), self.n_generated, self.cached_tokens)
+
+    def timings(self, load_ms: float) -> Timings:
+        """Times measured so far."""
+        return Timings(
+            load_ms,
+            1000 * self.prompt_seconds,
+            1000 * self.generation_seconds,
+            len(self._ids) - self.cached_tokens,
+            max(0, self.n_generated - 1),
+        )
+
+    def _choose(self, logits: NDArray[np.float32]) -> tuple[int, TokenLogprob | None]:
+        token = self.sampler.sample(logits[0])
+        return token, self.sampler.logprob(logits[0], token) if self._wants_logprobs else None

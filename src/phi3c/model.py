@@ -1,0 +1,437 @@
+"""`Model`: load a GGUF file, generate text, chat."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from time import perf_counter
+from types import TracebackType
+from typing import TYPE_CHECKING, Literal, Unpack, overload
+
+import numpy as np
+from numpy.typing import NDArray
+
+from . import _kernels
+from .completion import Chunk, Completion, FinishReason
+from .config import Config
+from .engine import Engine, Generation
+from .errors import ChatTemplateError, ContextLengthError, InvalidParameterError, TokenizerError
+from .gguf import GGUFFile
+from .phi3 import Phi3
+from .sampling import SamplingOptions, SamplingParams, TokenLogprob
+from .stopping import StopMatcher
+from .threads import default_threads
+from .tokenizer import TextStream, Tokenizer
+
+if TYPE_CHECKING:
+    from .chat import ChatTemplate
+
+DEFAULT_CONTEXT = 4096
+Progress = Callable[[str, int, int], None]
+Message = Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class ModelInfo:
+    """What was loaded, and how it runs."""
+
+    path: Path
+    name: str
+    architecture: str
+    n_parameters: int
+    n_ctx: int
+    n_ctx_train: int
+    vocab_size: int
+    weight_bytes: int  # packed
+    kv_bytes_per_token: int
+    isa: str
+    n_threads: int
+    load_ms: float
+
+
+class Model:
+    """A Phi-3-family model, loaded from a GGUF file and ready to generate.
+
+    Safe to use from several threads. A context manager; `close()` frees the weights at once.
+
+    Args:
+        path: the GGUF file.
+        n_ctx: longest sequence, prompt and answer together; None for the smaller of 4096 and what the model was
+            trained for.
+        n_threads: threads that compute; None derives it from the machine (README, "Threads").
+        n_batch: most prompt tokens computed at once; changes speed and memory, never the result.
+        progress: called as progress("pack", bytes done, bytes in all) while weights are packed.
+
+    Raises:
+        ModelLoadError: the file cannot be found, is no GGUF file, is damaged, or holds something phi3c does not run;
+            the subclass says which.
+        OutOfMemoryError: the weights do not fit into memory.
+        InvalidParameterError: an argument is out of range.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        n_ctx: int | None = None,
+        n_threads: int | None = None,
+        n_batch: int = 512,
+        progress: Progress | None = None,
+    ) -> None:
+        started = perf_counter()
+        if n_batch < 1:
+            raise InvalidParameterError(f"n_batch is {n_batch}; it must be at least 1")
+        self._file = GGUFFile(path)
+        try:
+            self.config = Config.from_gguf(self._file)
+            self.tokenizer = Tokenizer.from_gguf(self._file.metadata)
+            if self.tokenizer.vocab_size > self.config.vocab_size:
+                raise TokenizerError(
+                    f"{self._file.path}: the vocabulary lists {self.tokenizer.vocab_size} tokens, but the embedding "
+                    f"has {self.config.vocab_size} rows; the file is damaged or was put together from two models"
+                )
+            n_ctx = _context(n_ctx, self.config)
+            pool = _kernels.Pool(default_threads(n_threads).count)
+            phi3 = Phi3(self._file, self.config, pool, n_batch=n_batch, progress=progress)
+        except BaseException:
+            self._file.close()
+            raise
+        self._engine = Engine(phi3, n_ctx)
+        self.info = ModelInfo(
+            path=self._file.path,
+            name=self.config.name,
+            architecture=self.config.architecture,
+            n_parameters=sum(tensor.rows * tensor.columns for tensor in self._file.tensors.values()),
+            n_ctx=n_ctx,
+            n_ctx_train=self.config.context_length,
+            vocab_size=self.config.vocab_size,
+            weight_bytes=phi3.weight_bytes,
+            kv_bytes_per_token=phi3.heads.page_bytes(self.config.block_count) // _kernels.TILE,
+            isa=_kernels.isa(),
+            n_threads=pool.size,
+            load_ms=1000 * (perf_counter() - started),
+        )
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        repo: str,
+        file: str | None = None,
+        *,
+        revision: str | None = None,
+        token: str | None = None,
+        cache_dir: str | os.PathLike[str] | None = None,
+        local_files_only: bool = False,
+        n_ctx: int | None = None,
+        n_threads: int | None = None,
+        n_batch: int = 512,
+        progress: Progress | None = None,
+    ) -> Model:
+        """Load a model by name, downloading it first where it is not in the cache.
+
+        Args:
+            repo: "owner/name" on the Hugging Face Hub, "owner/name:QUANT", an alias such as "phi3-mini", or "demo".
+            file: a file of the repository, or a glob such as "*q4.gguf".
+            revision: branch, tag or commit.
+            token: for gated repositories; None uses the one `hf auth login` or HF_TOKEN left.
+            cache_dir: where downloads are kept; None for the Hub's own cache.
+            local_files_only: never touch the network.
+            n_ctx, n_threads, n_batch, progress: as for Model.
+
+        Raises:
+            ModelNotFoundError: no such repository or file; the message lists those that exist.
+            DownloadError: gated, offline, no room on the disk, or damaged on the way.
+            ModelLoadError, OutOfMemoryError, InvalidParameterError: as for Model.
+        """
+        from . import hub
+
+        name = repo if file is None else f"{repo}/{file}"
+        path = hub.resolve(
+            name, revision=revision, token=token, cache_dir=cache_dir, local_files_only=local_files_only, progress=progress
+        )
+        return cls(path, n_ctx=n_ctx, n_threads=n_threads, n_batch=n_batch, progress=progress)
+
+    @overload
+    def generate(
+        self,
+        prompt: str | Sequence[int],
+        *,
+        stream: Literal[False] = False,
+        params: SamplingParams | None = None,
+        progress: Progress | None = None,
+        **sampling: Unpack[SamplingOptions],
+    ) -> Completion: ...
+    @overload
+    def generate(
+        self,
+        prompt: str | Sequence[int],
+        *,
+        stream: Literal[True],
+        params: SamplingParams | None = None,
+        progress: Progress | None = None,
+        **sampling: Unpack[SamplingOptions],
+    ) -> Stream: ...
+    def generate(
+        self,
+        prompt: str | Sequence[int],
+        *,
+        stream: bool = False,
+        params: SamplingParams | None = None,
+        progress: Progress | None = None,
+        **sampling: Unpack[SamplingOptions],
+    ) -> Completion | Stream:
+        """Continue a text.
+
+        Args:
+            prompt: text, begun with BOS where the model asks for it and with special tokens read as plain text; or
+                token ids, taken as they are.
+            stream: return a Stream of chunks instead of the finished Completion.
+            params: sampling parameters; the keywords change single ones.
+            progress: called as progress("prompt", tokens done, tokens in all) while the prompt is read.
+            **sampling: fields of SamplingParams: max_tokens, temperature, top_k, top_p, min_p, repeat_penalty,
+                repeat_last_n, seed, stop, logprobs.
+
+        Raises:
+            ContextLengthError: prompt and max_tokens do not fit n_ctx.
+            InvalidParameterError: an argument is out of range, unknown, or a token id is not in the vocabulary.
+            NumericalError: the model produced NaN.
+            ModelClosedError: after close().
+        """
+        ids = self.tokenizer.encode(prompt) if isinstance(prompt, str) else self._checked(prompt)
+        return self._answer(ids, stream, _params(params, sampling), progress, strip_space=False)
+
+    @overload
+    def chat(
+        self,
+        messages: Sequence[Message],
+        *,
+        system: str | None = None,
+        stream: Literal[False] = False,
+        params: SamplingParams | None = None,
+        progress: Progress | None = None,
+        **sampling: Unpack[SamplingOptions],
+    ) -> Completion: ...
+    @overload
+    def chat(
+        self,
+        messages: Sequence[Message],
+        *,
+        system: str | None = None,
+        stream: Literal[True],
+        params: SamplingParams | None = None,
+        progress: Progress | None = None,
+        **sampling: Unpack[SamplingOptions],
+    ) -> Stream: ...
+    def chat(
+        self,
+        messages: Sequence[Message],
+        *,
+        system: str | None = None,
+        stream: bool = False,
+        params: SamplingParams | None = None,
+        progress: Progress | None = None,
+        **sampling: Unpack[SamplingOptions],
+    ) -> Completion | Stream:
+        """Answer a conversation, laid out by the chat template in the file.
+
+        Args:
+            messages: dicts of "role" (system, user, assistant) and "content"; special tokens in the contents are plain
+                text. Where the template has no place for a system message, it is put before the first user message.
+            system: a system message to put first.
+            stream, params, progress, **sampling: as for generate.
+
+        Raises:
+            ChatTemplateError: the file has no template, or it refuses the messages.
+            ContextLengthError, InvalidParameterError, NumericalError, ModelClosedError: as for generate.
+        """
+        if system is not None:
+            messages = [{"role": "system", "content": system}, *messages]
+        ids = self.tokenizer.encode_segments(self._template.segments(messages))
+        strip = self.tokenizer.add_space_prefix
+        return self._answer(ids, stream, _params(params, sampling), progress, strip_space=strip)
+
+    def logits(self, ids: Sequence[int]) -> NDArray[np.float32]:
+        """The network's output behind every token.
+
+        Args:
+            ids: token ids, as they are: no BOS is added.
+
+        Returns:
+            float32 (len(ids), vocab_size): row i scores the token that follows ids[: i + 1].
+
+        Raises:
+            ContextLengthError: more ids than n_ctx.
+            InvalidParameterError: no ids, or one that is not in the vocabulary.
+        """
+        ids = self._checked(ids)
+        self._fits(len(ids), None)
+        return self._engine.logits(ids)
+
+    def tokenize(self, text: str, *, add_bos: bool | None = None, parse_special: bool = False) -> list[int]:
+        """Token ids of a text; add_bos None does what the file says, parse_special reads <|end|> and its like."""
+        return self.tokenizer.encode(text, add_bos=add_bos, parse_special=parse_special)
+
+    def detokenize(self, ids: Sequence[int], *, skip_special: bool = True) -> str:
+        """Text of token ids."""
+        return self.tokenizer.decode(self._checked(ids), skip_special=skip_special)
+
+    def apply_chat_template(self, messages: Sequence[Message], *, add_generation_prompt: bool = True) -> str:
+        """The text that `chat` would give the model."""
+        return self._template.render(messages, add_generation_prompt=add_generation_prompt)
+
+    def close(self) -> None:
+        """Free the weights and the file; the model cannot be used afterwards. Calling it again does nothing."""
+        self._engine.close()
+        self._file.close()
+
+    def __enter__(self) -> Model:
+        return self
+
+    def __exit__(
+        self, type: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<phi3c.Model {self.info.path.name}: {self.info.isa}, {self.info.n_threads} threads>"
+
+    @cached_property
+    def _template(self) -> ChatTemplate:
+        from .chat import ChatTemplate, default_template
+
+        tokenizer = self.tokenizer
+        source = self._file.metadata.get("tokenizer.chat_template") or default_template(tokenizer.special_tokens)
+        if not isinstance(source, str):
+            raise ChatTemplateError(
+                f"{self.info.path} has no chat template and none of the special tokens phi3c knows one for; "
+                "use generate() with a prompt in the model's own format"
+            )
+        return ChatTemplate(source, bos_token=tokenizer.bos_token, eos_token=tokenizer.eos_token)
+
+    def _checked(self, ids: Sequence[int]) -> list[int]:
+        ids = [int(token) for token in ids]
+        for i, token in enumerate(ids):
+            if not 0 <= token < self.config.vocab_size:
+                raise InvalidParameterError(
+                    f"ids[{i}] is {token}: the vocabulary has tokens 0 to {self.config.vocab_size - 1}"
+                )
+        return ids
+
+    def _fits(self, n_prompt: int, max_tokens: int | None) -> None:
+        if n_prompt == 0:
+            raise InvalidParameterError("the prompt is empty: there is no token to continue from")
+        n_ctx = self.info.n_ctx
+        if n_prompt + (max_tokens or 0) > n_ctx:
+            wanted = f" and max_tokens {max_tokens}" if max_tokens else ""
+            raise ContextLengthError(
+                f"a prompt of {n_prompt} tokens{wanted} does not fit the context of {n_ctx}: shorten the prompt, ask "
+                f"for fewer tokens, or load the model with a larger n_ctx (trained for {self.info.n_ctx_train})",
+                n_prompt,
+                max_tokens,
+                n_ctx,
+            )
+
+    def _answer(
+        self, ids: list[int], stream: bool, params: SamplingParams, progress: Progress | None, *, strip_space: bool
+    ) -> Completion | Stream:
+        self._fits(len(ids), params.max_tokens or 1)
+        generation = Generation(self._engine, ids, params, self.tokenizer.stop_ids, progress)
+        answer = Stream(generation, self.tokenizer, params, self.info.load_ms, strip_space=strip_space)
+        return answer if stream else answer.result()
+
+
+class Stream(Iterator[Chunk]):
+    """Chunks of an answer as they are computed; breaking out of the loop is safe.
+
+    Made by `Model.generate(..., stream=True)` and `Model.chat(..., stream=True)`.
+    """
+
+    def __init__(
+        self, generation: Generation, tokenizer: Tokenizer, params: SamplingParams, load_ms: float, *, strip_space: bool
+    ) -> None:
+        self._generation, self._tokenizer, self._params, self._load_ms = generation, tokenizer, params, load_ms
+        self._stream = TextStream(tokenizer, strip_space=strip_space)
+        self._stops = StopMatcher(params.stop)
+        self._texts: list[str] = []
+        self._ids: list[int] = []
+        self._logprobs: list[TokenLogprob] = []
+        self._finish: tuple[FinishReason, str] | None = None
+        self._cancelled = False
+
+    def __next__(self) -> Chunk:
+        if self._finish:
+            raise StopIteration
+        if self._cancelled or self._generation.finished:
+            self._end("cancelled", "cancelled")
+            raise StopIteration
+        token = self._generation.next()
+        text = ""
+        if token.finish_reason != "stop":
+            self._ids.append(token.id)
+            if token.logprob:
+                self._logprobs.append(token.logprob)
+            text = self._stops.push(self._stream.push(token.id))
+        finish_reason, detail = token.finish_reason, ""
+        if finish_reason and not self._stops.matched:
+            text += self._stops.push(self._stream.flush())
+            if not self._stops.matched:
+                text += self._stops.flush()
+        if self._stops.matched:
+            finish_reason, detail = "stop", f"stop:{self._stops.matched}"
+        elif finish_reason == "stop":
+            detail = f"eog:{self._tokenizer.token_text(token.id)}"
+        elif finish_reason == "length":
+            detail = "max_tokens" if self._generation.limit == self._params.max_tokens else "context"
+        self._texts.append(text)
+        if finish_reason:
+            self._end(finish_reason, detail)
+        return Chunk(text, token.id, finish_reason, token.logprob)
+
+    def cancel(self) -> None:
+        """Stop before the next token; safe from any thread."""
+        self._cancelled = True
+
+    def result(self) -> Completion:
+        """The whole answer: computes what is still to come, then returns it with what was streamed."""
+        for _ in self:
+            pass
+        assert self._finish is not None
+        reason, detail = self._finish
+        return Completion(
+            text="".join(self._texts),
+            token_ids=tuple(self._ids),
+            finish_reason=reason,
+            stop_detail=detail,
+            usage=self._generation.usage(),
+            timings=self._generation.timings(self._load_ms),
+            seed=self._generation.sampler.seed,
+            logprobs=None if self._params.logprobs is None else tuple(self._logprobs),
+        )
+
+    def _end(self, reason: FinishReason, detail: str) -> None:
+        self._finish = reason, detail
+        self._generation.close()
+
+    def __del__(self) -> None:
+        if hasattr(self, "_generation"):
+            self._generation.close()
+
+
+def _params(params: SamplingParams | None, sampling: SamplingOptions) -> SamplingParams:
+    if params is None:
+        return SamplingParams.from_kwargs(**sampling)
+    fields = {name: getattr(params, name) for name in SamplingOptions.__annotations__}
+    return SamplingParams.from_kwargs(**(fields | sampling))  # type: ignore[typeddict-item]
+
+
+def _context(n_ctx: int | None, config: Config) -> int:
+    if n_ctx is None:
+        return min(config.context_length, DEFAULT_CONTEXT)
+    if not 1 <= n_ctx <= config.context_length:
+        raise InvalidParameterError(
+            f"n_ctx is {n_ctx}; this model was trained for sequences of 1 to {config.context_length} tokens"
+        )
+    return n_ctx

@@ -1,0 +1,427 @@
+"""cli/: arguments, streams and exit codes with a stand-in model; then the real thing on the demo model."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import types
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from phi3c import cli, errors
+from phi3c.cli.progress import ProgressBar
+from phi3c.completion import Completion, Timings, Usage
+
+
+class StandIn:
+    """Has the surface of Model and keeps what it was called with."""
+
+    calls: list[tuple[str, tuple[Any, ...], dict[str, Any]]] = []  # noqa: RUF012
+    pieces: list[str | BaseException] = ["Hello", "", " there"]  # noqa: RUF012
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self.calls.append(("load", args, kwargs))
+
+    def __enter__(self) -> StandIn:
+        return self
+
+    def __exit__(self, *args: object) -> None:
+        self.calls.append(("close", (), {}))
+
+    def generate(self, *args: Any, **kwargs: Any) -> StandIn:
+        self.calls.append(("generate", args, kwargs))
+        return self
+
+    def chat(self, *args: Any, **kwargs: Any) -> StandIn:
+        self.calls.append(("chat", args, kwargs))
+        return self
+
+    def __iter__(self) -> Iterator[Any]:
+        for piece in self.pieces:
+            if isinstance(piece, BaseException):
+                raise piece
+            yield types.SimpleNamespace(text=piece)
+
+    def result(self) -> Any:
+        return Completion(
+            text="Hello there",
+            token_ids=(7, 8),
+            finish_reason="stop",
+            stop_detail="eog:<|end|>",
+            usage=Usage(prompt_tokens=3, completion_tokens=2, cached_tokens=0),
+            timings=Timings(12.0, prompt_ms=30.0, generation_ms=20.0, prompt_tokens=3, generation_tokens=1),
+            seed=11,
+            logprobs=None,
+        )
+
+
+@pytest.fixture
+def stand_in(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> type[StandIn]:
+    """Model replaced, and a file that PHI3C_MODEL names."""
+    model = tmp_path / "model.gguf"
+    model.touch()
+    monkeypatch.setenv("PHI3C_MODEL", str(model))
+    monkeypatch.setitem(sys.modules, "phi3c.model", types.SimpleNamespace(Model=StandIn))
+    monkeypatch.setattr(StandIn, "calls", [])
+    monkeypatch.setattr(StandIn, "pieces", ["Hello", "", " there"])
+    return StandIn
+
+
+def usage_error(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
+    with pytest.raises(SystemExit) as caught:
+        cli.main(argv)
+    assert caught.value.code == 2
+    return capsys.readouterr().err
+
+
+# --- run --------------------------------------------------------------------------------------------------
+
+
+def test_run_streams_text_and_nothing_else(
+    stand_in: type[StandIn], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    assert cli.main(["run", "Hi"]) == 0
+    assert capsys.readouterr() == ("Hello there\n", "")
+    assert [name for name, _, _ in stand_in.calls] == ["load", "chat", "close"]
+    _, (path,), loading = stand_in.calls[0]
+    assert path == tmp_path / "model.gguf"
+    assert (loading["n_ctx"], loading["n_threads"]) == (None, None)
+    _, (messages,), options = stand_in.calls[1]
+    assert messages == [{"role": "user", "content": "Hi"}]
+    assert options["stream"] is True
+    assert options["system"] is None
+
+
+def test_text_that_ends_a_line_gets_no_second_newline(
+    stand_in: type[StandIn], capsys: pytest.CaptureFixture[str]
+) -> None:
+    stand_in.pieces = ["line\n", ""]
+    cli.main(["run", "Hi"])
+    assert capsys.readouterr().out == "line\n"
+
+
+def test_sampling_flags_are_the_apis(stand_in: type[StandIn]) -> None:
+    from phi3c.sampling import SamplingParams
+
+    flags = (
+        "--max-tokens 5 --temperature 0 --top-k 3 --top-p 0.5 --min-p 0.1 --repeat-penalty 1.2 "
+        "--repeat-last-n 32 --seed 9 --stop END --stop ###"
+    )
+    cli.main(["run", "Hi", *flags.split(), "--n-ctx", "256", "--threads", "2", "--system", "Be brief."])
+    expected = SamplingParams(
+        max_tokens=5,
+        temperature=0.0,
+        top_k=3,
+        top_p=0.5,
+        min_p=0.1,
+        repeat_penalty=1.2,
+        repeat_last_n=32,
+        seed=9,
+        stop=("END", "###"),
+    )
+    assert stand_in.calls[1][2]["params"] == expected
+    assert stand_in.calls[1][2]["system"] == "Be brief."
+    assert stand_in.calls[0][2]["n_ctx"] == 256
+    assert stand_in.calls[0][2]["n_threads"] == 2
+
+
+def test_sampling_defaults_are_the_apis(stand_in: type[StandIn]) -> None:
+    from phi3c.sampling import SamplingParams
+
+    cli.main(["run", "Hi"])
+    assert stand_in.calls[1][2]["params"] == SamplingParams()
+
+
+def test_raw_skips_the_template(stand_in: type[StandIn]) -> None:
+    cli.main(["run", "--raw", "Once upon"])
+    assert stand_in.calls[1][:2] == ("generate", ("Once upon",))
+
+
+def test_nonsense_is_refused_before_loading(
+    stand_in: type[StandIn], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["run", "Hi", "--temperature", "-1"]) == 2
+    assert "temperature" in capsys.readouterr().err
+    assert stand_in.calls == []
+
+
+@pytest.mark.parametrize("argv", [["run"], ["run", "-"]])
+def test_prompt_from_standard_input(
+    stand_in: type[StandIn], monkeypatch: pytest.MonkeyPatch, argv: list[str]
+) -> None:
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO("grüß\ndich\n".encode())))
+    cli.main(argv)
+    assert stand_in.calls[1][1][0][0]["content"] == "grüß\ndich"
+
+
+def test_prompt_from_a_file(
+    stand_in: type[StandIn], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    prompt = tmp_path / "prompt.txt"
+    prompt.write_bytes(b"from a file\r\n")
+    cli.main(["run", "-f", str(prompt)])
+    assert stand_in.calls[1][1][0][0]["content"] == "from a file"
+
+    prompt.write_bytes(b"a\xff")
+    assert "not UTF-8 text: byte 1 is 0xff" in usage_error(capsys, "run", "-f", str(prompt))
+    assert "cannot read" in usage_error(capsys, "run", "-f", str(tmp_path / "absent"))
+    assert "not both" in usage_error(capsys, "run", "Hi", "-f", str(prompt))
+
+
+@pytest.mark.usefixtures("stand_in")
+def test_usage_errors(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "--raw" in usage_error(capsys, "run", "Hi", "--raw", "--system", "x")
+    assert "invalid int" in usage_error(capsys, "run", "Hi", "--top-k", "many")
+    usage_error(capsys, "no-such-command")
+    usage_error(capsys)
+    monkeypatch.setattr(sys, "stdin", Terminal())
+    assert "give a PROMPT" in usage_error(capsys, "run")
+
+
+@pytest.mark.usefixtures("stand_in")
+def test_json(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["run", "Hi", "--json"]) == 0
+    out, err = capsys.readouterr()
+    answer = json.loads(out)
+    assert answer["text"] == "Hello there"
+    assert answer["token_ids"] == [7, 8]
+    assert answer["seed"] == 11
+    assert answer["usage"]["total_tokens"] == 5
+    assert answer["timings"]["load_ms"] == 12.0
+    assert answer["timings"]["generation_tokens_per_second"] == 50.0
+    assert err == ""
+
+
+@pytest.mark.usefixtures("stand_in")
+def test_stats_go_to_stderr(capsys: pytest.CaptureFixture[str]) -> None:
+    cli.main(["run", "Hi", "--stats"])
+    out, err = capsys.readouterr()
+    assert out == "Hello there\n"
+    for expected in ("12 ms", "100.0 tok/s", "50.0 tok/s", "30 ms", "peak memory"):
+        assert expected in err
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (errors.ChatTemplateError("what happened"), 1),
+        (errors.OutOfMemoryError("what happened"), 1),
+        (errors.InvalidParameterError("what happened"), 2),
+        (errors.UnsupportedModelError("what happened"), 3),
+        (errors.TruncatedFileError("what happened", 2, 1), 3),
+        (errors.ContextLengthError("what happened", 5, None, 4), 4),
+    ],
+)
+def test_exit_codes(
+    stand_in: type[StandIn], capsys: pytest.CaptureFixture[str], error: Exception, code: int
+) -> None:
+    stand_in.pieces = ["some", error]
+    assert cli.main(["run", "Hi"]) == code
+    out, err = capsys.readouterr()
+    assert out == "some"
+    assert err == "phi3c: error: what happened\n"
+    assert stand_in.calls[-1][0] == "close"
+
+
+def test_debug_log_shows_the_traceback(
+    stand_in: type[StandIn], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PHI3C_LOG", "debug")
+    stand_in.pieces = [errors.ChatTemplateError("what happened")]
+    cli.main(["run", "Hi"])
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_interrupt(stand_in: type[StandIn], capsys: pytest.CaptureFixture[str]) -> None:
+    stand_in.pieces = ["some", KeyboardInterrupt()]
+    assert cli.main(["run", "Hi"]) == 130
+    assert capsys.readouterr() == ("some", "\n")
+    assert stand_in.calls[-1][0] == "close"
+
+
+def test_missing_model_is_3(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["run", "Hi", "-m", "phi3mini"]) == 3
+    assert "Did you mean phi3-mini?" in capsys.readouterr().err
+
+
+# --- progress ---------------------------------------------------------------------------------------------
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_bar_draws_on_a_terminal_and_wipes_itself() -> None:
+    screen = Terminal()
+    with ProgressBar(screen, patience=0) as bar:
+        bar("pack", 50_000_000, 200_000_000)
+        drawn = screen.getvalue()
+        bar("pack", 200_000_000, 200_000_000)
+    assert drawn.startswith("\rpacking weights [######   ")
+    assert " 25% " in drawn
+    assert screen.getvalue().removeprefix(drawn) == "\r\x1b[K"
+
+
+def test_bar_is_patient() -> None:
+    screen = Terminal()
+    with ProgressBar(screen, patience=3600) as bar:
+        bar("prompt", 1, 2)
+    assert screen.getvalue() == ""
+
+
+def test_bar_is_silent_elsewhere() -> None:
+    file = io.StringIO()
+    with ProgressBar(file, patience=0) as bar:
+        bar("download", 1, 2)
+    assert file.getvalue() == ""
+
+
+# --- inspect, models, doctor ------------------------------------------------------------------------------
+
+
+def test_inspect_demo(demo_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["inspect", str(demo_path), "--json", "--tensors", "--n-ctx", "1000"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    # SmolLM2-135M: 49152 x 576 tied embedding; 30 layers of q, o 576², k, v 192 x 576, three 1536 x 576, two
+    # norms; the last norm
+    layer = 2 * 576 * 576 + 2 * 192 * 576 + 3 * 1536 * 576 + 2 * 576
+    assert report["parameters"] == 49152 * 576 + 30 * layer + 576
+    assert report["tensors"] == 2 + 30 * 9 == sum(report["types"].values())
+    assert report["architecture"] == "llama"
+    assert report["runs_here"] is True
+    # 30 layers, keys and values, 3 heads of 64, float16, 1000 positions
+    assert report["memory"]["kv_bytes"] == 30 * 2 * 3 * 64 * 2 * 1000
+    assert report["metadata"]["tokenizer.ggml.tokens"]["length"] == 49152
+    assert len(report["tensor_list"]) == report["tensors"]
+
+    assert cli.main(["inspect", str(demo_path)]) == 0
+    text = capsys.readouterr().out
+    assert "134,515,008" in text
+    assert "<|im_start|>system" in text
+
+
+def test_inspect_a_model_that_phi3c_cannot_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    import numpy as np
+
+    from phi3c.gguf import GGMLType, write_gguf
+
+    path = tmp_path / "other.gguf"
+    metadata = {"general.architecture": "mamba", "general.name": "evil \x1b[2J name"}
+    weights = ("w", (4, 2), GGMLType.F32, np.zeros(8, np.float32).tobytes())
+    write_gguf(path, metadata, [weights])
+    assert cli.main(["inspect", str(path)]) == 0
+    text = capsys.readouterr().out
+    assert "phi3c runs it  no: " in text
+    assert "mamba" in text
+    assert "\x1b" not in text
+
+
+def test_inspect_something_else(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "page.gguf"
+    path.write_text("<!DOCTYPE html><html></html>")
+    assert cli.main(["inspect", str(path)]) == 3
+    assert capsys.readouterr().err.startswith("phi3c: error: ")
+
+
+def test_models(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["models"]) == 0
+    out = capsys.readouterr().out
+    assert "microsoft/Phi-3-mini-4k-instruct-gguf/Phi-3-mini-4k-instruct-q4.gguf" in out
+    assert "demo" in out
+
+
+def test_doctor(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PHI3C_NUM_THREADS", "3")
+    assert cli.main(["doctor", "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["threads"] == 3
+    assert facts["thread_derivation"] == "3 threads from PHI3C_NUM_THREADS"
+    assert facts["chosen"] in facts["instruction_sets"]
+    assert "scalar" in facts["instruction_sets"]
+    assert cli.main(["doctor"]) == 0
+    assert "3 threads from PHI3C_NUM_THREADS" in capsys.readouterr().out
+
+
+# --- as a process -----------------------------------------------------------------------------------------
+
+PHI3C = [sys.executable, "-m", "phi3c"]
+
+
+def test_help_imports_nothing_heavy() -> None:
+    code = (
+        "import sys; from phi3c.cli import main\n"
+        "try: main(['--help'])\n"
+        "except SystemExit: pass\n"
+        "heavy = {'numpy', 'tokenizers', 'huggingface_hub', 'jinja2'}\n"
+        "print(sorted(heavy & set(sys.modules)), file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stderr.strip() == "[]"
+
+
+def test_version() -> None:
+    import phi3c
+
+    done = subprocess.run([*PHI3C, "--version"], capture_output=True, text=True, check=True)
+    assert done.stdout == f"phi3c {phi3c.__version__}\n"
+
+
+def test_demo_answers(demo_path: Path) -> None:
+    command = [*PHI3C, "run", "-m", str(demo_path), "What is the capital of France?"]
+    command += ["--temperature", "0", "--max-tokens", "24", "--stats"]
+    done = subprocess.run(command, capture_output=True, encoding="utf-8", check=True)
+    assert "Paris" in done.stdout
+    assert "tok/s" in done.stderr
+    assert "\r" not in done.stderr
+
+
+def test_demo_as_json_equals_the_api(demo_path: Path, demo_model: Any) -> None:
+    command = [*PHI3C, "run", "-m", str(demo_path), "--raw", "--json", "--seed", "5", "--max-tokens", "8"]
+    done = subprocess.run([*command, "Once upon a time"], capture_output=True, check=True)
+    answer = json.loads(done.stdout)
+    completion = demo_model.generate("Once upon a time", seed=5, max_tokens=8)
+    assert answer["token_ids"] == list(completion.token_ids)
+    assert answer["text"] == completion.text
+    assert answer["finish_reason"] == "length"
+
+
+def test_demo_prompt_too_long_is_4(demo_path: Path) -> None:
+    command = [*PHI3C, "run", "-m", str(demo_path), "--n-ctx", "32"]
+    done = subprocess.run(command, input="word " * 100, capture_output=True, text=True)
+    assert done.returncode == 4
+    assert done.stderr.startswith("phi3c: error: ")
+
+
+def test_a_closed_pipe_ends_quietly(demo_path: Path) -> None:
+    command = [*PHI3C, "run", "-m", str(demo_path), "Count from one to one hundred.", "--max-tokens", "200"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.read(1)
+        process.stdout.close()
+        assert process.stderr.read() == b""
+        assert process.wait(timeout=60) == 0
+
+
+@pytest.mark.skipif(os.name == "nt", reason="needs POSIX signals")
+def test_ctrl_c_is_130(demo_path: Path) -> None:
+    command = [*PHI3C, "run", "-m", str(demo_path), "Write a long story.", "--temperature", "0"]
+    # a test run in the background may have SIGINT ignored, and children would inherit that
+    previous = signal.signal(signal.SIGINT, signal.default_int_handler)
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    signal.signal(signal.SIGINT, previous)
+    with process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.read(1)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=60) == 130
+        assert process.stderr.read() == b"\n"
