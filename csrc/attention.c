@@ -81,7 +81,8 @@ static void rope_append(void *arg, int64_t first, int64_t last) {
             int position = span->position + i, slot = position % PHI3C_TILE;
             float *row = job->qkv + (span->row + i) * job->stride, *q = row + head * group * hd;
             float *k = row + (a->head_count + head) * hd, *v = k + a->head_count_kv * hd;
-            const float *c = job->cosines + (size_t)position * half_dims, *s = job->sines + (size_t)position * half_dims;
+            const float *c = job->cosines + (size_t)position * half_dims,
+                        *s = job->sines + (size_t)position * half_dims;
             for (int h = 0; h < group; h++) {
                 rotate(q + h * hd, c, s, a->rope_dims);
                 for (int d = 0; d < hd; d++) q[h * hd + d] *= q_scale;
@@ -95,8 +96,8 @@ static void rope_append(void *arg, int64_t first, int64_t last) {
     }
 }
 
-void phi3c_rope_append(const phi3c_attention *a, float *qkv, const phi3c_span *spans, int n_spans,
-                       const float *cosines, const float *sines, phi3c_pool *pool) {
+void phi3c_rope_append(const phi3c_attention *a, float *qkv, const phi3c_span *spans, int n_spans, const float *cosines,
+                       const float *sines, phi3c_pool *pool) {
     assert(a->head_dim <= PHI3C_MAX_HEAD_DIM && a->head_dim % 16 == 0);
     attention_job job = {.a = a, .qkv = qkv, .spans = spans, .cosines = cosines, .sines = sines};
     job.stride = (int64_t)(a->head_count + 2 * a->head_count_kv) * a->head_dim;
@@ -138,8 +139,8 @@ static void attend_queries(const attention_job *job, const phi3c_span *span, int
                 end = i + 1;
             }
         }
-        phi3c_kernel.attend_tile(max + begin, sum + begin, o + begin * hd, q + begin * hd, keys,
-                                 keys + hd * PHI3C_TILE, first + begin, last + begin, end - begin, hd);
+        phi3c_kernel.attend_tile(max + begin, sum + begin, o + begin * hd, q + begin * hd, keys, keys + hd * PHI3C_TILE,
+                                 first + begin, last + begin, end - begin, hd);
     }
     for (int i = 0; i < n; i++) {
         float *out = job->out + (span->row + from + i / heads) * job->out_stride + (head + i % heads) * hd;

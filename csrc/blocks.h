@@ -9,6 +9,7 @@
 
 typedef uint16_t f16; /* IEEE half, as bits */
 
+// clang-format off
 /* 32 weights; byte j of qs holds element j in its low and j + 16 in its high nibble; bit j of qh is worth 16 */
 typedef struct { f16 d; uint8_t qs[16]; } block_q4_0;                       /* w = d (q - 8) */
 typedef struct { f16 d, m; uint8_t qs[16]; } block_q4_1;                    /* w = d q + m */
@@ -22,6 +23,7 @@ typedef struct { uint8_t hmask[32]; uint8_t qs[64]; uint8_t scales[12]; f16 d; }
 typedef struct { f16 d, dmin; uint8_t scales[12]; uint8_t qs[128]; } block_q4_K;               /* w = d sc q - dmin m */
 typedef struct { f16 d, dmin; uint8_t scales[12]; uint8_t qh[32]; uint8_t qs[128]; } block_q5_K; /* as q4_K, bit s of qh[l] worth 16 */
 typedef struct { uint8_t ql[128]; uint8_t qh[64]; int8_t scales[16]; f16 d; } block_q6_K;      /* w = d sc (q - 32) */
+// clang-format on
 
 static_assert(sizeof(block_q4_0) == 18, "q4_0");
 static_assert(sizeof(block_q4_1) == 20, "q4_1");
@@ -34,12 +36,20 @@ static_assert(sizeof(block_q4_K) == 144, "q4_K");
 static_assert(sizeof(block_q5_K) == 176, "q5_K");
 static_assert(sizeof(block_q6_K) == 210, "q6_K");
 
+/* A group of activations has outliers when its largest magnitude exceeds this many times its block's mean. */
+#define OUTLIER 12.0f
+
 /* 256 activations in block floating point: x[i] = q[i] * 2^shift[i / 32] * d.
  *
  * |q| <= 127, shift is 3 minus the number of times (0 to 3) that a group of 32 could be doubled and still fit the
  * block's range, so d is 1/8 of a plain int8 scale. Bounds: |sum32| <= 32 * 127 * 8 = 32512 fits int16, and a
  * whole block times q6_K weights, 256 * 127 * 32 * 128 * 8 = 1.07e9, fits int32. A short last block is padded
- * with zeros. */
+ * with zeros.
+ *
+ * A group whose largest magnitude exceeds 12 times the block's mean magnitude would round its other members away:
+ * its bit in `outliers` is set, and what rounding left of it is quantised once more, in a second block that holds 0
+ * for all other groups. Mean KL to float32 on the 135M test model: 0.0167 with one int8 scale per 256, 0.0042 with
+ * the shifts, 0.0015 with the second block, which 8.5 % of the groups take part in. */
 typedef struct {
     int8_t q[256];
     int32_t shift[8];
@@ -48,7 +58,8 @@ typedef struct {
     int16_t sum32[8];   /* sum of q << shift over 32, for mins */
     int16_t sum16[16];  /* sum of q << shift over 16, for the mins of q2_K */
     float d;
-    uint8_t unused[12]; /* 448 bytes: rows of 3072 and 8192 columns do not start in the same cache sets */
+    uint32_t outliers; /* bit s: group s has a part in the second block; 0 there */
+    uint8_t unused[8]; /* 448 bytes: rows of 3072 and 8192 columns do not start in the same cache sets */
 } block_x8;
 
 static_assert(sizeof(block_x8) == 448, "x8");

@@ -51,9 +51,9 @@ unsigned phi3c_cpu_flags(void) {
         uint32_t word;
         int bit, state; /* state: registers the system has to save */
     } table[] = {
-        {"ssse3", leaf1[ECX], 9, 1},     {"sse4.2", leaf1[ECX], 20, 1},    {"fma", leaf1[ECX], 12, ymm},
-        {"f16c", leaf1[ECX], 29, ymm},   {"avx", leaf1[ECX], 28, ymm},     {"avx2", leaf7[EBX], 5, ymm},
-        {"bmi2", leaf7[EBX], 8, 1},      {"avx512f", leaf7[EBX], 16, zmm}, {"avx512dq", leaf7[EBX], 17, zmm},
+        {"ssse3", leaf1[ECX], 9, 1},       {"sse4.2", leaf1[ECX], 20, 1},     {"fma", leaf1[ECX], 12, ymm},
+        {"f16c", leaf1[ECX], 29, ymm},     {"avx", leaf1[ECX], 28, ymm},      {"avx2", leaf7[EBX], 5, ymm},
+        {"bmi2", leaf7[EBX], 8, 1},        {"avx512f", leaf7[EBX], 16, zmm},  {"avx512dq", leaf7[EBX], 17, zmm},
         {"avx512bw", leaf7[EBX], 30, zmm}, {"avx512vl", leaf7[EBX], 31, zmm}, {"avx512vnni", leaf7[ECX], 11, zmm},
     };
     unsigned have = 0;

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 /* The table of kernels: one row per instruction set, filled in kernels.c. A kernel is pure: no allocation, no
- * threads, no status. scalar/kernels_scalar.c defines what each computes; every other file equals it bit for
+ * threads, no status. columns are a multiple of 32, head_dim and the n of row kernels of 16; no address need be
+ * aligned. scalar/kernels_scalar.c defines what each computes; every other file equals it bit for
  * bit. */
 #ifndef PHI3C_KERNELS_H
 #define PHI3C_KERNELS_H
@@ -10,8 +11,8 @@
 #include "blocks.h"
 #include "phi3c.h"
 
-/* out[t * 16 + r] = sum_c w[r][c] x[t][c] for one panel and n rows of activations, x_stride bytes apart: x8 blocks
- * for quantised weights, floats for F32, F16 and BF16. */
+/* out[t * 16 + r] = sum_c w[r][c] x[t][c] for one panel and n rows of activations, x_stride bytes apart: for F32, F16
+ * and BF16 weights floats, for the others x8 blocks and, behind them, their second blocks. */
 typedef void phi3c_tile(float *out, const uint8_t *panel, const uint8_t *x, size_t x_stride, int n, int64_t columns);
 
 /* One online-softmax step: n queries against the 64 keys of a page.
@@ -24,7 +25,7 @@ typedef struct {
     const char *name;
     phi3c_tile *tile[PHI3C_N_TYPES]; /* NULL for types without kernels */
     phi3c_attend_tile *attend_tile;
-    void (*quantize_row)(block_x8 *out, const float *x, int64_t columns);
+    void (*quantize_row)(block_x8 *out, block_x8 *second, const float *x, int64_t columns);
     void (*rms_norm_row)(float *out, const float *x, const float *weight, float eps, int64_t columns);
     void (*silu_mul_row)(float *out, const float *gate, const float *up, int64_t n);
     void (*to_f16)(f16 *out, const float *x, int64_t n);

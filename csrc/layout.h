@@ -21,9 +21,9 @@ typedef struct {
 } phi3c_field;
 
 typedef struct {
-    int16_t columns, bytes;       /* of a GGUF block */
-    int16_t blocks;               /* per super-block of 256 columns; a short last one has fewer */
-    phi3c_field fields[5];        /* in packed order, ended by count 0 */
+    int16_t columns, bytes; /* of a GGUF block */
+    int16_t blocks;         /* per super-block of 256 columns; a short last one has fewer */
+    phi3c_field fields[6];  /* in packed order, ended by count 0 */
 } phi3c_layout;
 
 extern const phi3c_layout phi3c_layouts[];

@@ -21,8 +21,8 @@ typedef struct {
 static int64_t panels_of(const phi3c_segment *segment) { return (segment->rows + PHI3C_PANEL - 1) / PHI3C_PANEL; }
 
 /* One panel of a segment, whose first row is `row` of the output, for tokens [from, to). */
-static void multiply_panel(const matmul_job *job, const phi3c_segment *segment, int64_t panel, int64_t row, int64_t from,
-                           int64_t to) {
+static void multiply_panel(const matmul_job *job, const phi3c_segment *segment, int64_t panel, int64_t row,
+                           int64_t from, int64_t to) {
     float tile[TOKENS * PHI3C_PANEL];
     int64_t columns = job->x.columns, rows = segment->rows - panel * PHI3C_PANEL;
     if (rows > PHI3C_PANEL) rows = PHI3C_PANEL;

@@ -19,7 +19,8 @@ enum { HUGE_PAGE = 2 << 20 };
 /* The mapping is over-long by one huge page, so that an aligned start can be cut from it. */
 void *phi3c_alloc(size_t n_bytes) {
     n_bytes = (n_bytes + HUGE_PAGE - 1) / HUGE_PAGE * HUGE_PAGE;
-    uint8_t *whole = mmap(NULL, n_bytes + HUGE_PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    uint8_t *whole =
+        mmap(NULL, n_bytes + HUGE_PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (whole == MAP_FAILED) return NULL;
     size_t before = (HUGE_PAGE - (uintptr_t)whole % HUGE_PAGE) % HUGE_PAGE;
     if (before) munmap(whole, before);
@@ -50,7 +51,9 @@ void phi3c_free(void *memory, size_t n_bytes) {
 
 /* -- activations ------------------------------------------------------------------------------------------ */
 
-size_t phi3c_x8_bytes(int64_t columns) { return (size_t)((columns + PHI3C_SUPER - 1) / PHI3C_SUPER) * sizeof(block_x8); }
+static int64_t supers_of(int64_t columns) { return (columns + PHI3C_SUPER - 1) / PHI3C_SUPER; }
+
+size_t phi3c_x8_bytes(int64_t columns) { return 2 * (size_t)supers_of(columns) * sizeof(block_x8); }
 
 typedef struct {
     phi3c_activation out;
@@ -60,8 +63,10 @@ typedef struct {
 
 static float *f32_row(phi3c_activation a, int64_t row) { return a.f32 + row * a.columns; }
 
-static block_x8 *x8_row(phi3c_activation a, int64_t row) {
-    return (block_x8 *)(a.x8 + (size_t)row * phi3c_x8_bytes(a.columns));
+/* Quantise n floats from super-block `super` of a row on. */
+static void quantize_part(phi3c_activation a, int64_t row, int64_t super, int64_t n) {
+    block_x8 *blocks = (block_x8 *)(a.x8 + (size_t)row * phi3c_x8_bytes(a.columns)) + super;
+    phi3c_kernel.quantize_row(blocks, blocks + supers_of(a.columns), f32_row(a, row) + super * PHI3C_SUPER, n);
 }
 
 static void rms_norm(void *arg, int64_t first, int64_t last) {
@@ -70,7 +75,7 @@ static void rms_norm(void *arg, int64_t first, int64_t last) {
     for (int64_t row = first; row < last; row++) {
         float *y = f32_row(job->out, row);
         phi3c_kernel.rms_norm_row(y, job->x + row * columns, job->weight, job->eps, columns);
-        phi3c_kernel.quantize_row(x8_row(job->out, row), y, columns);
+        quantize_part(job->out, row, 0, columns);
     }
 }
 
@@ -82,35 +87,32 @@ void phi3c_rms_norm(phi3c_activation out, const float *x, const float *weight, f
 /* Items are super-blocks: a single row of 8192 columns keeps several threads busy. */
 static void silu_mul(void *arg, int64_t first, int64_t last) {
     const row_job *job = arg;
-    int64_t columns = job->out.columns, supers = (columns + PHI3C_SUPER - 1) / PHI3C_SUPER;
+    int64_t columns = job->out.columns, supers = supers_of(columns);
     for (int64_t item = first; item < last; item++) {
         int64_t row = item / supers, super = item % supers, c = super * PHI3C_SUPER;
         int64_t n = columns - c < PHI3C_SUPER ? columns - c : PHI3C_SUPER;
         const float *gate = job->x + row * 2 * columns + c;
-        float *y = f32_row(job->out, row) + c;
-        phi3c_kernel.silu_mul_row(y, gate, gate + columns, n);
-        phi3c_kernel.quantize_row(x8_row(job->out, row) + super, y, n);
+        phi3c_kernel.silu_mul_row(f32_row(job->out, row) + c, gate, gate + columns, n);
+        quantize_part(job->out, row, super, n);
     }
 }
 
 void phi3c_silu_mul(phi3c_activation out, const float *gate_up, int64_t n, phi3c_pool *pool) {
     row_job job = {.out = out, .x = gate_up};
-    int64_t supers = (out.columns + PHI3C_SUPER - 1) / PHI3C_SUPER;
-    phi3c_pool_run(pool, silu_mul, &job, n * supers, 16);
+    phi3c_pool_run(pool, silu_mul, &job, n * supers_of(out.columns), 16);
 }
 
 /* Items are super-blocks, as above. */
 static void quantize(void *arg, int64_t first, int64_t last) {
     const row_job *job = arg;
-    int64_t columns = job->out.columns, supers = (columns + PHI3C_SUPER - 1) / PHI3C_SUPER;
+    int64_t columns = job->out.columns, supers = supers_of(columns);
     for (int64_t item = first; item < last; item++) {
         int64_t row = item / supers, super = item % supers, c = super * PHI3C_SUPER;
-        phi3c_kernel.quantize_row(x8_row(job->out, row) + super, f32_row(job->out, row) + c,
-                                  columns - c < PHI3C_SUPER ? columns - c : PHI3C_SUPER);
+        quantize_part(job->out, row, super, columns - c < PHI3C_SUPER ? columns - c : PHI3C_SUPER);
     }
 }
 
 void phi3c_quantize(phi3c_activation x, int64_t n, phi3c_pool *pool) {
     row_job job = {.out = x};
-    phi3c_pool_run(pool, quantize, &job, n * ((x.columns + PHI3C_SUPER - 1) / PHI3C_SUPER), 32);
+    phi3c_pool_run(pool, quantize, &job, n * supers_of(x.columns), 32);
 }

@@ -16,6 +16,7 @@
 
 #define AT(type, field) offsetof(block_##type, field)
 
+// clang-format off
 const phi3c_layout phi3c_layouts[PHI3C_N_TYPES] = {
     [PHI3C_F32] = {32, 128, 8, {{FIELD_U32, 0, 32}}},
     [PHI3C_F16] = {32, 64, 8, {{FIELD_U16, 0, 32}}},
@@ -31,12 +32,15 @@ const phi3c_layout phi3c_layouts[PHI3C_N_TYPES] = {
     [PHI3C_Q5_K] = {256, 176, 1, {{FIELD_U16, AT(q5_K, d), 1}, {FIELD_U16, AT(q5_K, dmin), 1}, {FIELD_SCALE_MIN, AT(q5_K, scales), 12}, {FIELD_U32, AT(q5_K, qh), 8}, {FIELD_U32, AT(q5_K, qs), 32}}},
     [PHI3C_Q6_K] = {256, 210, 1, {{FIELD_U16, AT(q6_K, d), 1}, {FIELD_U8, AT(q6_K, scales), 16}, {FIELD_U32, AT(q6_K, qh), 16}, {FIELD_U32, AT(q6_K, ql), 32}}},
 };
+// clang-format on
 
 /* Bytes of a field in one row. */
 static int field_bytes(phi3c_field field) {
     switch (field.kind) {
     case FIELD_U16: return 2 * field.count;
-    case FIELD_U32: case FIELD_S32: case FIELD_BIT32: return 4 * field.count;
+    case FIELD_U32:
+    case FIELD_S32:
+    case FIELD_BIT32: return 4 * field.count;
     default: return field.count;
     }
 }
@@ -121,7 +125,8 @@ static void put_planes(uint8_t *planes, int kind, const uint8_t v[16], int row) 
 static void get_planes(uint8_t v[16], const uint8_t *planes, int kind, int row) {
     for (int s = 0; s < 16; s++) {
         int k = plane_index(kind, s, row);
-        v[s] = (uint8_t)((planes[k % 128] >> (k < 128 ? 0 : 4) & 15) | (planes[128 + k % 64] >> (2 * (k / 64)) & 3) << 4);
+        v[s] =
+            (uint8_t)((planes[k % 128] >> (k < 128 ? 0 : 4) & 15) | (planes[128 + k % 64] >> (2 * (k / 64)) & 3) << 4);
     }
 }
 

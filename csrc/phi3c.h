@@ -12,12 +12,14 @@
 #include <stddef.h>
 #include <stdint.h>
 
+// clang-format off
 /* ggml's type ids, as stored in GGUF files */
 enum phi3c_type {
     PHI3C_F32 = 0, PHI3C_F16 = 1, PHI3C_Q4_0 = 2, PHI3C_Q4_1 = 3, PHI3C_Q5_0 = 6, PHI3C_Q5_1 = 7, PHI3C_Q8_0 = 8,
     PHI3C_Q2_K = 10, PHI3C_Q3_K = 11, PHI3C_Q4_K = 12, PHI3C_Q5_K = 13, PHI3C_Q6_K = 14, PHI3C_BF16 = 30,
     PHI3C_N_TYPES = 31,
 };
+// clang-format on
 
 enum { PHI3C_PANEL = 16 };  /* rows of a packed panel: one per lane */
 enum { PHI3C_SUPER = 256 }; /* columns of a super-block, and of a block of activations */
@@ -74,7 +76,7 @@ void phi3c_dequantize_row(float *out, const uint8_t *blocks, int type, int64_t c
 
 /* -- activations ------------------------------------------------------------------------------------------ */
 
-/* Bytes of a quantised row: ceil(columns / 256) blocks of 448. */
+/* Bytes of a quantised row: ceil(columns / 256) blocks of 448, then as many for their outliers (blocks.h). */
 size_t phi3c_x8_bytes(int64_t columns);
 
 /* Rows of activations, as floats (n, columns) and quantised (n, x8_bytes), both always in step. */
@@ -105,10 +107,10 @@ void phi3c_rope_table(float *cosines, float *sines, const double *frequency, int
  * f16 [head_dim][64 positions] and then values as f16 [64 positions][head_dim]. */
 typedef struct {
     int head_count, head_count_kv, head_dim, rope_dims;
-    int window;  /* a query at position q sees keys k with q - window < k <= q; 0: all k <= q */
+    int window; /* a query at position q sees keys k with q - window < k <= q; 0: all k <= q */
     int layer;
-    uint8_t *const *pages;       /* by page id */
-    const int32_t *page_tables;  /* (n_sequences, table_stride): page ids, by position / 64 */
+    uint8_t *const *pages;      /* by page id */
+    const int32_t *page_tables; /* (n_sequences, table_stride): page ids, by position / 64 */
     int64_t table_stride;
 } phi3c_attention;
 
@@ -119,8 +121,8 @@ typedef struct {
 
 /* Rotate q and k of qkv (n_rows, (head_count + 2 head_count_kv) head_dim) in place, scale q by 1/sqrt(head_dim),
  * and write k and v to the pages. The rope tables' row p belongs to position p. */
-void phi3c_rope_append(const phi3c_attention *a, float *qkv, const phi3c_span *spans, int n_spans,
-                       const float *cosines, const float *sines, phi3c_pool *pool);
+void phi3c_rope_append(const phi3c_attention *a, float *qkv, const phi3c_span *spans, int n_spans, const float *cosines,
+                       const float *sines, phi3c_pool *pool);
 /* out row i (head_count head_dim floats) = softmax(q k) v over what row i may see; quantised as well. */
 void phi3c_attend(phi3c_activation out, const phi3c_attention *a, const float *qkv, const phi3c_span *spans,
                   int n_spans, phi3c_pool *pool);

@@ -166,8 +166,7 @@ static void gather(ranking *r, float threshold) {
     int32_t n = 0;
     for (int32_t b = 0; b < r->n_blocks; b++) {
         if (r->block_max[b] < threshold) continue;
-        const int32_t begin = b * BLOCK, left = r->n_vocab - begin,
-                      end = begin + (left < BLOCK ? left : BLOCK);
+        const int32_t begin = b * BLOCK, left = r->n_vocab - begin, end = begin + (left < BLOCK ? left : BLOCK);
         for (int32_t i = begin; i < end; i++) {
             r->candidates[n] = (phi3c_candidate){r->logits[i], i};
             n += r->logits[i] >= threshold;
@@ -270,15 +269,14 @@ size_t phi3c_sample_scratch_bytes(int32_t n_vocab) {
 }
 
 static bool rank(ranking *r, const float *logits, int32_t n_vocab, void *scratch) {
-    *r = (ranking){
-        .logits = logits, .n_vocab = n_vocab, .n_blocks = count_blocks(n_vocab), .candidates = scratch};
+    *r = (ranking){.logits = logits, .n_vocab = n_vocab, .n_blocks = count_blocks(n_vocab), .candidates = scratch};
     return find_maxima(r, (float *)(r->candidates + n_vocab));
 }
 
 /* Divides positive logits and multiplies the others, so that a penalty above 1 always lowers them. Each
  * result comes from the raw logit: an id that occurs twice is penalised once. */
-static void penalise(float *out, const float *logits, int32_t n_vocab, const int32_t *recent,
-                     int32_t n_recent, float penalty) {
+static void penalise(float *out, const float *logits, int32_t n_vocab, const int32_t *recent, int32_t n_recent,
+                     float penalty) {
     memcpy(out, logits, (size_t)n_vocab * sizeof *out);
     for (int32_t i = 0; i < n_recent; i++) {
         const int32_t id = recent[i];
@@ -306,8 +304,8 @@ int32_t phi3c_sample(const float *logits, int32_t n_vocab, const int32_t *recent
     return draw(&r, n, params->temperature, uniform(seed, counter));
 }
 
-float phi3c_top_logprobs(const float *logits, int32_t n_vocab, int32_t token, int32_t n_top,
-                         phi3c_candidate *top, void *scratch) {
+float phi3c_top_logprobs(const float *logits, int32_t n_vocab, int32_t token, int32_t n_top, phi3c_candidate *top,
+                         void *scratch) {
     assert(token >= 0 && token < n_vocab && n_top <= n_vocab);
     ranking r;
     if (!rank(&r, logits, n_vocab, scratch)) return NAN;

@@ -34,8 +34,8 @@ int32_t phi3c_sample(const float *logits, int32_t n_vocab, const int32_t *recent
 
 /* Returns the log-probability of `token` and writes those of the n_top <= n_vocab most likely tokens, best
  * first, in place of logits; NaN, and nothing written, if a logit is NaN or infinite. */
-float phi3c_top_logprobs(const float *logits, int32_t n_vocab, int32_t token, int32_t n_top,
-                         phi3c_candidate *top, void *scratch);
+float phi3c_top_logprobs(const float *logits, int32_t n_vocab, int32_t token, int32_t n_top, phi3c_candidate *top,
+                         void *scratch);
 
 /* Philox4x32-10: Salmon, Moraes, Dror, Shaw, "Parallel random numbers: as easy as 1, 2, 3", SC 2011. */
 void phi3c_philox4x32(const uint32_t counter[4], const uint32_t key[2], uint32_t out[4]);

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,6 +21,17 @@ def shared() -> Path:
     if not SHARED.is_dir():
         pytest.skip("needs ../shared (models, vocabularies and golden figures), which is absent")
     return SHARED
+
+
+@pytest.fixture(autouse=True)
+def logging_as_before() -> Iterator[None]:
+    """The command line sets up phi3c's loggers; the next test finds them as they were."""
+    loggers = [logging.getLogger(name) for name in ("phi3c", "phi3c.hub")]
+    before = [(logger, logger.handlers, logger.level) for logger in loggers]
+    yield
+    for logger, handlers, level in before:
+        logger.handlers = handlers
+        logger.setLevel(level)
 
 
 @pytest.fixture(scope="session")

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-
 from gguf_files import Metadata, Tensors, tiny_llama_metadata, tiny_phi3_metadata, tiny_tensors, write_tiny
+
 from phi3c.config import Config
 from phi3c.errors import UnsupportedModelError, UnsupportedQuantError
 from phi3c.gguf import GGMLType, GGUFFile, Value, n_bytes

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from phi3c._kernels import expf, philox4x32
 
+from phi3c._kernels import expf, philox4x32
 from phi3c.errors import InvalidParameterError, NumericalError
 from phi3c.sampling import Sampler, SamplingOptions, SamplingParams
 from phi3c.stopping import StopMatcher

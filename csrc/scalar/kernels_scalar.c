@@ -6,7 +6,9 @@
 
 #include "../expf.h"
 
-/* -- weights of one row and 32 columns -------------------------------------------------------------------- */
+#define INLINE static inline __attribute__((always_inline)) /* so that `type` is a constant below */
+
+/* -- quantised weights ------------------------------------------------------------------------------------- */
 
 static f16 half_at(const uint8_t *p, int lane) {
     f16 h;
@@ -17,161 +19,168 @@ static f16 half_at(const uint8_t *p, int lane) {
 static float scale_at(const uint8_t *p, int lane) { return f16_to_f32(half_at(p, lane)); }
 
 /* Value k (0-255) of the planes of six-bit scales; see put_planes in pack.c. */
-static int plane_at(const uint8_t *planes, int k) {
+INLINE int plane_at(const uint8_t *planes, int k) {
     return (planes[k % 128] >> (k < 128 ? 0 : 4) & 15) | (planes[128 + k % 64] >> (2 * (k / 64)) & 3) << 4;
 }
 
-/* Byte of the panel that holds column c of row `lane` in an array of [columns / 4][16 rows][4]. */
-static int at(const uint8_t *quads, int lane, int c) { return quads[c / 4 * 64 + lane * 4 + c % 4]; }
+/* Column c of row `lane` in an array of [columns / 4][16 rows][4] bytes. */
+INLINE int at(const uint8_t *quads, int lane, int c) { return quads[c / 4 * 64 + lane * 4 + c % 4]; }
 
-static int32_t dot32(const int w[32], const int8_t *q, int from, int to) {
-    int32_t sum = 0;
-    for (int c = from; c < to; c++) sum += w[c] * q[c];
-    return sum;
-}
-
-/* -- legacy types: 32 columns share one float scale (and min) --------------------------------------------- */
-
-typedef struct {
-    int has_min, has_high_bit, bias;
-} legacy;
-
-/* n32 blocks of 32 columns: part = sum_j d_j (float)(sum_j << shift_j) [+ m_j (float)sum32_j], in order of j. */
-static float legacy_part(legacy type, const uint8_t *p, int lane, const block_x8 *x, int n32) {
-    const uint8_t *d = p, *m = d + n32 * 32, *qh = type.has_min ? m + n32 * 32 : m;
-    const uint8_t *qs = type.has_high_bit ? qh + n32 * 64 : qh;
-    float part = 0.0f;
-    for (int j = 0; j < n32; j++) {
-        int w[32];
-        for (int c = 0; c < 32; c++) {
-            int nibble = at(qs + j * 256, lane, c % 16) >> (c < 16 ? 0 : 4) & 15;
-            int high = type.has_high_bit ? qh[j * 64 + lane * 4 + c % 4] >> (c / 4) & 1 : 0;
-            w[c] = (nibble | high << 4) - type.bias;
-        }
-        int32_t sum = dot32(w, x->q + 32 * j, 0, 32) * (1 << x->shift[j]);
-        part = fmaf(scale_at(d + j * 32, lane), (float)sum, part);
-        if (type.has_min) part = fmaf(scale_at(m + j * 32, lane), (float)x->sum32[j], part);
-    }
-    return part;
-}
-
-static float q8_0_part(const uint8_t *p, int lane, const block_x8 *x, int n32) {
-    const uint8_t *d = p, *qs = d + n32 * 32;
-    float part = 0.0f;
-    for (int j = 0; j < n32; j++) {
-        int w[32];
-        for (int c = 0; c < 32; c++) w[c] = at(qs + j * 512, lane, c) - 128;
-        int32_t sum = dot32(w, x->q + 32 * j, 0, 32) * (1 << x->shift[j]);
-        part = fmaf(scale_at(d + j * 32, lane), (float)sum, part);
-    }
-    return part;
-}
-
-/* -- K types: 256 columns, integer scales per group, all sums exact in int32 ------------------------------ */
-
-/* part = d (float)sum - dmin (float)minsum: one rounding each, in this order. */
-static float k_part(float d, int32_t sum, float dmin, int32_t minsum) {
-    return fmaf(-dmin, (float)minsum, d * (float)sum);
-}
-
-static float q4_K_part(const uint8_t *p, int lane, const block_x8 *x, int has_high_bit) {
-    const uint8_t *planes = p + 64, *qh = planes + 192, *qs = has_high_bit ? qh + 512 : qh;
-    int32_t sum = 0, minsum = 0;
-    for (int s = 0; s < 8; s++) {
-        int w[32];
-        for (int c = 0; c < 32; c++) {
-            int nibble = at(qs + s / 2 * 512, lane, c) >> (s % 2 ? 4 : 0) & 15;
-            int high = has_high_bit ? at(qh, lane, c) >> s & 1 : 0;
-            w[c] = nibble | high << 4;
-        }
-        sum += dot32(w, x->q + 32 * s, 0, 32) * plane_at(planes, s * 16 + lane) * (1 << x->shift[s]);
-        minsum += plane_at(planes, 128 + s / 2 * 32 + lane * 2 + s % 2) * x->sum32[s];
-    }
-    return k_part(scale_at(p, lane), sum, scale_at(p + 32, lane), minsum);
-}
-
-static float q6_K_part(const uint8_t *p, int lane, const block_x8 *x) {
-    const uint8_t *scales = p + 32, *qh = scales + 256, *ql = qh + 1024;
-    int32_t sum = 0;
-    for (int s = 0; s < 8; s++) {
-        int half = s / 4, j = s % 4, w[32]; /* columns 32 s of the block: quarter j of a half */
-        for (int c = 0; c < 32; c++) {
-            int nibble = at(ql + half * 1024 + j % 2 * 512, lane, c) >> (j / 2 * 4) & 15;
-            w[c] = (nibble | (at(qh + half * 512, lane, c) >> (2 * j) & 3) << 4) - 32;
-        }
-        for (int g = 0; g < 2; g++)
-            sum += dot32(w, x->q + 32 * s, 16 * g, 16 * g + 16) * (int8_t)scales[(2 * s + g) * 16 + lane] *
-                   (1 << x->shift[s]);
-    }
-    return scale_at(p, lane) * (float)sum;
-}
-
-static float q3_K_part(const uint8_t *p, int lane, const block_x8 *x) {
-    const uint8_t *planes = p + 32, *hmask = planes + 192, *qs = hmask + 512;
-    int32_t sum = 0;
-    for (int s = 0; s < 8; s++) {
-        int half = s / 4, j = s % 4, w[32];
-        for (int c = 0; c < 32; c++) {
-            int low = at(qs + half * 512, lane, c) >> (2 * j) & 3;
-            w[c] = (low | (at(hmask, lane, c) >> s & 1) << 2) - 4;
-        }
-        for (int g = 0; g < 2; g++)
-            sum += dot32(w, x->q + 32 * s, 16 * g, 16 * g + 16) * (plane_at(planes, (2 * s + g) * 16 + lane) - 32) *
-                   (1 << x->shift[s]);
-    }
-    return scale_at(p, lane) * (float)sum;
-}
-
-static float q2_K_part(const uint8_t *p, int lane, const block_x8 *x) {
-    const uint8_t *scales = p + 64, *qs = scales + 256;
-    int32_t sum = 0, minsum = 0;
-    for (int s = 0; s < 8; s++) {
-        int half = s / 4, j = s % 4, w[32];
-        for (int c = 0; c < 32; c++) w[c] = at(qs + half * 512, lane, c) >> (2 * j) & 3;
-        for (int g = 0; g < 2; g++) {
-            int sc = scales[(2 * s + g) * 16 + lane];
-            sum += dot32(w, x->q + 32 * s, 16 * g, 16 * g + 16) * (sc & 15) * (1 << x->shift[s]);
-            minsum += (sc >> 4) * x->sum16[2 * s + g];
-        }
-    }
-    return k_part(scale_at(p, lane), sum, scale_at(p + 32, lane), minsum);
-}
-
-static float part(int type, const uint8_t *p, int lane, const block_x8 *x, int n32) {
+/* Signed weight in column c of the s-th group of 32 columns of a super-block, which has n32 such groups. */
+INLINE int weight_at(int type, const uint8_t *p, int lane, int s, int c, int n32) {
+    const uint8_t *qs, *qh;
+    int half = s / 4, j = s % 4, high; /* of the K types: quarter j of a half block */
     switch (type) {
-    case PHI3C_Q4_0: return legacy_part((legacy){0, 0, 8}, p, lane, x, n32);
-    case PHI3C_Q4_1: return legacy_part((legacy){1, 0, 0}, p, lane, x, n32);
-    case PHI3C_Q5_0: return legacy_part((legacy){0, 1, 16}, p, lane, x, n32);
-    case PHI3C_Q5_1: return legacy_part((legacy){1, 1, 0}, p, lane, x, n32);
-    case PHI3C_Q8_0: return q8_0_part(p, lane, x, n32);
-    case PHI3C_Q2_K: return q2_K_part(p, lane, x);
-    case PHI3C_Q3_K: return q3_K_part(p, lane, x);
-    case PHI3C_Q4_K: return q4_K_part(p, lane, x, 0);
-    case PHI3C_Q5_K: return q4_K_part(p, lane, x, 1);
-    default: return q6_K_part(p, lane, x);
+    case PHI3C_Q8_0: return at(p + n32 * 32 + s * 512, lane, c) - 128;
+    case PHI3C_Q4_0:
+    case PHI3C_Q4_1:
+        qs = p + n32 * (type == PHI3C_Q4_0 ? 32 : 64) + s * 256;
+        return (at(qs, lane, c % 16) >> (c < 16 ? 0 : 4) & 15) - (type == PHI3C_Q4_0 ? 8 : 0);
+    case PHI3C_Q5_0:
+    case PHI3C_Q5_1:
+        qh = p + n32 * (type == PHI3C_Q5_0 ? 32 : 64);
+        qs = qh + n32 * 64 + s * 256;
+        high = qh[s * 64 + lane * 4 + c % 4] >> (c / 4) & 1;
+        return ((at(qs, lane, c % 16) >> (c < 16 ? 0 : 4) & 15) | high << 4) - (type == PHI3C_Q5_0 ? 16 : 0);
+    case PHI3C_Q4_K: return at(p + 64 + 192 + s / 2 * 512, lane, c) >> (s % 2 ? 4 : 0) & 15;
+    case PHI3C_Q5_K:
+        qh = p + 64 + 192;
+        return (at(qh + 512 + s / 2 * 512, lane, c) >> (s % 2 ? 4 : 0) & 15) | (at(qh, lane, c) >> s & 1) << 4;
+    case PHI3C_Q6_K:
+        qh = p + 32 + 256;
+        qs = qh + 1024 + half * 1024 + j % 2 * 512;
+        return ((at(qs, lane, c) >> (j / 2 * 4) & 15) | (at(qh + half * 512, lane, c) >> (2 * j) & 3) << 4) - 32;
+    case PHI3C_Q3_K:
+        qh = p + 32 + 192;
+        return ((at(qh + 512 + half * 512, lane, c) >> (2 * j) & 3) | (at(qh, lane, c) >> s & 1) << 2) - 4;
+    default: /* Q2_K */ return at(p + 64 + 256 + half * 512, lane, c) >> (2 * j) & 3;
     }
 }
 
-/* out = sum over super-blocks, in order, of part * x.d, each joined by one fused multiply-add. */
-static inline void quantised_tile(int type, float *out, const uint8_t *panel, const uint8_t *x, size_t x_stride, int n,
-                                  int64_t columns) {
-    size_t bytes32 = phi3c_packed_bytes(type, 16, 256) / 8; /* of a panel, per 32 columns */
+/* K types: integer scale and min of a group g of 16 columns; those with groups of 32 have each twice. */
+INLINE int scale_of(int type, const uint8_t *p, int lane, int g) {
+    switch (type) {
+    case PHI3C_Q6_K: return (int8_t)p[32 + g * 16 + lane];
+    case PHI3C_Q3_K: return plane_at(p + 32, g * 16 + lane) - 32;
+    case PHI3C_Q2_K: return p[64 + g * 16 + lane] & 15;
+    default: return plane_at(p + 64, g / 2 * 16 + lane);
+    }
+}
+
+INLINE int min_of(int type, const uint8_t *p, int lane, int g) {
+    switch (type) {
+    case PHI3C_Q6_K:
+    case PHI3C_Q3_K: return 0;
+    case PHI3C_Q2_K: return p[64 + g * 16 + lane] >> 4;
+    default: return plane_at(p + 64, 128 + g / 4 * 32 + lane * 2 + g / 2 % 2);
+    }
+}
+
+enum { TOKENS = 8 }; /* that share unpacked weights; the result does not depend on it */
+
+/* sum[h][lane] = sum over columns 16 h to 16 h + 15 of w[c][lane] q[c] */
+static void dot32(int32_t sum[2][16], int16_t w[32][16], const int8_t *q) {
+    memset(sum, 0, 2 * 16 * sizeof(int32_t));
+    for (int c = 0; c < 32; c++)
+        for (int lane = 0; lane < 16; lane++) sum[c / 16][lane] += w[c][lane] * q[c];
+}
+
+/* A legacy super-block, 32 columns to a float scale (and min):
+ * part = sum_s d_s (float)(sum_s << shift_s) [+ m_s (float)sum32_s], in order of s, each by one fused multiply-add. */
+INLINE void legacy_super(int type, float part[][16], const uint8_t *p, const block_x8 *const x[], int n, int n32) {
+    int has_min = type == PHI3C_Q4_1 || type == PHI3C_Q5_1;
+    memset(part, 0, (size_t)n * 16 * sizeof(float));
+    for (int s = 0; s < n32; s++) {
+        int16_t w[32][16];
+        for (int c = 0; c < 32; c++)
+            for (int lane = 0; lane < 16; lane++) w[c][lane] = (int16_t)weight_at(type, p, lane, s, c, n32);
+        for (int t = 0; t < n; t++) {
+            int32_t sum[2][16];
+            dot32(sum, w, x[t]->q + 32 * s);
+            for (int lane = 0; lane < 16; lane++) {
+                int32_t shifted = (sum[0][lane] + sum[1][lane]) * (1 << x[t]->shift[s]);
+                part[t][lane] = fmaf(scale_at(p + s * 32, lane), (float)shifted, part[t][lane]);
+                if (has_min)
+                    part[t][lane] = fmaf(scale_at(p + (n32 + s) * 32, lane), (float)x[t]->sum32[s], part[t][lane]);
+            }
+        }
+    }
+}
+
+/* A K super-block, whose sums are exact integers: part = d (float)total, then - dmin (float)minsum by one fused
+ * multiply-add where the type has mins. */
+INLINE void k_super(int type, float part[][16], const uint8_t *p, const block_x8 *const x[], int n) {
+    int has_min = type == PHI3C_Q2_K || type == PHI3C_Q4_K || type == PHI3C_Q5_K;
+    int32_t total[TOKENS][16] = {{0}}, minsum[TOKENS][16] = {{0}};
+    for (int s = 0; s < 8; s++) {
+        int16_t w[32][16], scale[2][16], min[2][16];
+        for (int lane = 0; lane < 16; lane++) {
+            for (int c = 0; c < 32; c++) w[c][lane] = (int16_t)weight_at(type, p, lane, s, c, 8);
+            for (int h = 0; h < 2; h++) {
+                scale[h][lane] = (int16_t)scale_of(type, p, lane, 2 * s + h);
+                min[h][lane] = (int16_t)min_of(type, p, lane, 2 * s + h);
+            }
+        }
+        for (int t = 0; t < n; t++) {
+            int32_t sum[2][16];
+            dot32(sum, w, x[t]->q + 32 * s);
+            for (int lane = 0; lane < 16; lane++) {
+                int32_t scaled = sum[0][lane] * scale[0][lane] + sum[1][lane] * scale[1][lane];
+                total[t][lane] += scaled * (1 << x[t]->shift[s]);
+                minsum[t][lane] += min[0][lane] * x[t]->sum16[2 * s] + min[1][lane] * x[t]->sum16[2 * s + 1];
+            }
+        }
+    }
     for (int t = 0; t < n; t++)
         for (int lane = 0; lane < 16; lane++) {
-            const block_x8 *block = (const block_x8 *)(x + (size_t)t * x_stride);
-            const uint8_t *p = panel;
-            float sum = 0.0f;
-            for (int64_t left = columns / 32; left > 0; left -= 8, block++) {
-                int n32 = left < 8 ? (int)left : 8;
-                sum = fmaf(part(type, p, lane, block, n32), block->d, sum);
-                p += bytes32 * (size_t)n32;
-            }
-            out[t * 16 + lane] = sum;
+            part[t][lane] = scale_at(p, lane) * (float)total[t][lane];
+            if (has_min) part[t][lane] = fmaf(-scale_at(p + 32, lane), (float)minsum[t][lane], part[t][lane]);
         }
+}
+
+/* part * d joins the sum by one fused multiply-add. */
+static void add_part(float *out, const float part[16], float d) {
+    for (int lane = 0; lane < 16; lane++) out[lane] = fmaf(part[lane], d, out[lane]);
+}
+
+/* out = sum over super-blocks, in order: the block's part, then, for tokens with outliers, its second block's. */
+INLINE void quantised_tile(int type, float *out, const uint8_t *panel, const uint8_t *x, size_t x_stride, int n,
+                           int64_t columns) {
+    size_t bytes32 = phi3c_packed_bytes(type, 16, 256) / 8; /* of a panel, per 32 columns */
+    int64_t supers = (columns + 255) / 256;
+    for (int first = 0; first < n; first += TOKENS, out += TOKENS * 16) {
+        int tokens = n - first < TOKENS ? n - first : TOKENS;
+        const uint8_t *p = panel;
+        memset(out, 0, (size_t)tokens * 16 * sizeof(float));
+        for (int64_t super = 0; super < supers; super++) {
+            int n32 = columns / 32 - super * 8 < 8 ? (int)(columns / 32 - super * 8) : 8;
+            const block_x8 *block[2 * TOKENS]; /* of all tokens, then the second blocks of those with outliers */
+            float part[2 * TOKENS][16];
+            int owner[TOKENS], n_second = 0;
+            for (int t = 0; t < tokens; t++) {
+                block[t] = (const block_x8 *)(x + (size_t)(first + t) * x_stride) + super;
+                if (block[t]->outliers) {
+                    owner[n_second] = t;
+                    block[TOKENS + n_second++] = block[t] + supers;
+                }
+            }
+            if (type <= PHI3C_Q8_0) {
+                legacy_super(type, part, p, block, tokens, n32);
+                legacy_super(type, part + TOKENS, p, block + TOKENS, n_second, n32);
+            } else {
+                k_super(type, part, p, block, tokens);
+                k_super(type, part + TOKENS, p, block + TOKENS, n_second);
+            }
+            for (int t = 0; t < tokens; t++) add_part(out + t * 16, part[t], block[t]->d);
+            for (int i = 0; i < n_second; i++)
+                add_part(out + owner[i] * 16, part[TOKENS + i], block[TOKENS + i]->d);
+            p += bytes32 * (size_t)n32;
+        }
+    }
 }
 
 /* Float weights: four partial sums, of columns 0, 1, 2 and 3 modulo 4, joined as (0 + 1) + (2 + 3). */
-static inline void float_tile(int type, float *out, const uint8_t *panel, const uint8_t *x, size_t x_stride, int n,
+INLINE void float_tile(int type, float *out, const uint8_t *panel, const uint8_t *x, size_t x_stride, int n,
                               int64_t columns) {
     for (int t = 0; t < n; t++)
         for (int lane = 0; lane < 16; lane++) {
@@ -217,10 +226,19 @@ static uint32_t magnitude_bits(float x) { /* ordered like |x|, with infinities a
     return bits & 0x7fffffffu;
 }
 
+/* Sum of 16 lanes by halves: lane i takes lane i + 8, then i + 4, i + 2, i + 1. */
+static float sum_lanes(const float lanes[16]) {
+    float sum[8];
+    for (int i = 0; i < 8; i++) sum[i] = lanes[i] + lanes[i + 8];
+    for (int width = 4; width; width /= 2)
+        for (int i = 0; i < width; i++) sum[i] += sum[i + width];
+    return sum[0];
+}
+
 /* A block whose largest magnitude is below 2^-100 is zero; one that holds an infinity or NaN becomes NaN. */
-static void quantize_block(block_x8 *out, const float *x, int n) {
+static void quantize_plain(block_x8 *out, const float x[256]) {
     uint32_t group_bits[8] = {0}, block_bits = 0;
-    for (int i = 0; i < n; i++)
+    for (int i = 0; i < 256; i++)
         if (magnitude_bits(x[i]) > group_bits[i / 32]) group_bits[i / 32] = magnitude_bits(x[i]);
     for (int j = 0; j < 8; j++)
         if (group_bits[j] > block_bits) block_bits = group_bits[j];
@@ -235,7 +253,7 @@ static void quantize_block(block_x8 *out, const float *x, int n) {
     if (largest < 0x1p-100f) return;
     out->d = largest / 1016.0f; /* 127 * 8 */
     float scale = 127.0f / largest;
-    for (int j = 0; 32 * j < n; j++) {
+    for (int j = 0; j < 8; j++) {
         float group;
         memcpy(&group, &group_bits[j], 4);
         int doublings = (group * 2.0f <= largest) + (group * 4.0f <= largest) + (group * 8.0f <= largest);
@@ -257,20 +275,28 @@ static void quantize_block(block_x8 *out, const float *x, int n) {
     }
 }
 
-static void quantize_row(block_x8 *out, const float *x, int64_t columns) {
-    for (; columns > 0; columns -= 256) {
-        quantize_block(out++, x, columns < 256 ? (int)columns : 256);
-        x += 256;
-    }
+/* Groups with outliers are those whose largest magnitude, times n, exceeds 12 times the sum of magnitudes, which is
+ * added up in 16 strided lanes. What rounding left of them is x - q * (2^shift d), by one fused multiply-add. */
+static void quantize_block(block_x8 *out, block_x8 *second, const float *x, int n) {
+    float padded[256] = {0}, left[256] = {0}, lanes[16] = {0};
+    memcpy(padded, x, (size_t)n * sizeof(float));
+    quantize_plain(out, padded);
+    for (int i = 0; i < 256; i++) lanes[i % 16] += fabsf(padded[i]);
+    float limit = OUTLIER * sum_lanes(lanes);
+    for (int i = 0; i < 256; i++)
+        if (fabsf(padded[i]) * (float)n > limit) out->outliers |= 1u << (i / 32);
+    if (out->d == 0.0f || out->d != out->d) out->outliers = 0;
+    second->d = 0.0f;
+    if (!out->outliers) return;
+    for (int i = 0; i < 256; i++)
+        if (out->outliers >> (i / 32) & 1)
+            left[i] = fmaf((float)-out->q[i], out->d * (float)(1 << out->shift[i / 32]), padded[i]);
+    quantize_plain(second, left);
 }
 
-/* Sum of 16 lanes by halves: lane i takes lane i + 8, then i + 4, i + 2, i + 1. */
-static float sum_lanes(const float lanes[16]) {
-    float sum[8];
-    for (int i = 0; i < 8; i++) sum[i] = lanes[i] + lanes[i + 8];
-    for (int width = 4; width; width /= 2)
-        for (int i = 0; i < width; i++) sum[i] += sum[i + width];
-    return sum[0];
+static void quantize_row(block_x8 *out, block_x8 *second, const float *x, int64_t columns) {
+    for (; columns > 0; columns -= 256, x += 256)
+        quantize_block(out++, second++, x, columns < 256 ? (int)columns : 256);
 }
 
 static void rms_norm_row(float *out, const float *x, const float *weight, float eps, int64_t columns) {

@@ -11,6 +11,7 @@
 #include "../kernels.h"
 
 #define INLINE static inline __attribute__((always_inline))
+#define NOINLINE __attribute__((noinline))
 #define UNROLL _Pragma("GCC unroll 8")
 
 enum { TOKENS = 6 };
@@ -81,11 +82,12 @@ INLINE void unpack32(const int type, __m512i w[8], const uint8_t *p, int s, int 
 
 /* Legacy types: 32 columns, one float scale (and min). */
 INLINE void legacy_super(const int type, const int M, __m512 part[], const uint8_t *p, const uint8_t *x, size_t x_stride,
-                         int n32) {
+                         int n32, uint32_t groups) {
     const int bias = type == PHI3C_Q4_0 ? 3 : type == PHI3C_Q5_0 ? 4 : 7; /* log2; unused by the types with a min */
     const int has_min = type == PHI3C_Q4_1 || type == PHI3C_Q5_1;
     UNROLL for (int t = 0; t < M; t++) part[t] = _mm512_setzero_ps();
     for (int s = 0; s < n32; s++) {
+        if (!(groups >> s & 1)) continue;
         __m512i w[8], sum[TOKENS];
         unpack32(type, w, p, s, n32);
         UNROLL for (int t = 0; t < M; t++)
@@ -113,7 +115,8 @@ INLINE void unpack_planes(uint8_t v[256], const uint8_t *planes) {
 }
 
 /* q4_K, q5_K: two groups of 32 columns share a register of nibbles. */
-INLINE void k32_super(const int type, const int M, __m512 part[], const uint8_t *p, const uint8_t *x, size_t x_stride) {
+INLINE void k32_super(const int type, const int M, __m512 part[], const uint8_t *p, const uint8_t *x, size_t x_stride,
+                      uint32_t groups) {
     const uint8_t *qh = p + 64 + 192, *qs = type == PHI3C_Q5_K ? qh + 512 : qh;
     uint8_t v[256];
     unpack_planes(v, p + 64);
@@ -121,6 +124,7 @@ INLINE void k32_super(const int type, const int M, __m512 part[], const uint8_t 
     UNROLL for (int t = 0; t < M; t++) total[t] = minsum[t] = _mm512_setzero_si512();
     UNROLL for (int pair = 0; pair < 4; pair++) {
         const int s = 2 * pair;
+        if (!(groups >> s & 3)) continue;
         __m512i low[TOKENS], high[TOKENS];
         UNROLL for (int t = 0; t < M; t++) low[t] = high[t] = _mm512_setzero_si512();
         UNROLL for (int g = 0; g < 8; g++) {
@@ -153,7 +157,8 @@ INLINE void k32_super(const int type, const int M, __m512 part[], const uint8_t 
 }
 
 /* q2_K, q3_K, q6_K: groups of 16 columns. */
-INLINE void k16_super(const int type, const int M, __m512 part[], const uint8_t *p, const uint8_t *x, size_t x_stride) {
+INLINE void k16_super(const int type, const int M, __m512 part[], const uint8_t *p, const uint8_t *x, size_t x_stride,
+                      uint32_t groups) {
     const int bias = type == PHI3C_Q6_K ? 5 : 2; /* log2; unused by q2_K, which has mins */
     uint8_t v[256];
     if (type == PHI3C_Q3_K) unpack_planes(v, p + 32);
@@ -161,6 +166,7 @@ INLINE void k16_super(const int type, const int M, __m512 part[], const uint8_t 
     __m512i total[TOKENS], minsum[TOKENS];
     UNROLL for (int t = 0; t < M; t++) total[t] = minsum[t] = _mm512_setzero_si512();
     UNROLL for (int s = 0; s < 8; s++) {
+        if (!(groups >> s & 1)) continue;
         __m512i w[8], first[TOKENS], second[TOKENS];
         unpack32(type, w, p, s, 8);
         UNROLL for (int t = 0; t < M; t++) {
@@ -211,22 +217,54 @@ INLINE void k16_super(const int type, const int M, __m512 part[], const uint8_t 
     }
 }
 
+/* part[t] of M tokens in one super-block, for the groups of 32 whose bits are set. */
+INLINE void super_block(const int type, const int M, __m512 part[], const uint8_t *p, const uint8_t *x, size_t x_stride,
+                        int n32, uint32_t groups) {
+    if (type <= PHI3C_Q8_0)
+        legacy_super(type, M, part, p, x, x_stride, n32, groups);
+    else if (type == PHI3C_Q4_K || type == PHI3C_Q5_K)
+        k32_super(type, M, part, p, x, x_stride, groups);
+    else
+        k16_super(type, M, part, p, x, x_stride, groups);
+}
+
+/* The part of one second block. Not inlined into every tile: that would double their code. */
+static NOINLINE __m512 second_part(int type, const uint8_t *p, const uint8_t *x, int n32, uint32_t groups) {
+    __m512 part[1] = {_mm512_setzero_ps()};
+    switch (type) {
+    case PHI3C_Q4_0: super_block(PHI3C_Q4_0, 1, part, p, x, 0, n32, groups); break;
+    case PHI3C_Q4_1: super_block(PHI3C_Q4_1, 1, part, p, x, 0, n32, groups); break;
+    case PHI3C_Q5_0: super_block(PHI3C_Q5_0, 1, part, p, x, 0, n32, groups); break;
+    case PHI3C_Q5_1: super_block(PHI3C_Q5_1, 1, part, p, x, 0, n32, groups); break;
+    case PHI3C_Q8_0: super_block(PHI3C_Q8_0, 1, part, p, x, 0, n32, groups); break;
+    case PHI3C_Q2_K: super_block(PHI3C_Q2_K, 1, part, p, x, 0, n32, groups); break;
+    case PHI3C_Q3_K: super_block(PHI3C_Q3_K, 1, part, p, x, 0, n32, groups); break;
+    case PHI3C_Q4_K: super_block(PHI3C_Q4_K, 1, part, p, x, 0, n32, groups); break;
+    case PHI3C_Q5_K: super_block(PHI3C_Q5_K, 1, part, p, x, 0, n32, groups); break;
+    case PHI3C_Q6_K: super_block(PHI3C_Q6_K, 1, part, p, x, 0, n32, groups); break;
+    }
+    return part[0];
+}
+
 /* M tokens against a panel of quantised weights. */
 INLINE void quantised_tokens(const int type, const int M, float *out, const uint8_t *panel, const uint8_t *x,
                              size_t x_stride, int64_t columns) {
-    const size_t bytes32 = phi3c_packed_bytes(type, 16, 256) / 8;
+    const size_t bytes32 = phi3c_packed_bytes(type, 16, 256) / 8, second_blocks = phi3c_x8_bytes(columns) / 2;
     __m512 sum[TOKENS], part[TOKENS];
     UNROLL for (int t = 0; t < M; t++) sum[t] = _mm512_setzero_ps();
     for (int64_t left = columns / 32; left > 0; left -= 8) {
         int n32 = left < 8 ? (int)left : 8;
-        if (type <= PHI3C_Q8_0)
-            legacy_super(type, M, part, panel, x, x_stride, n32);
-        else if (type == PHI3C_Q4_K || type == PHI3C_Q5_K)
-            k32_super(type, M, part, panel, x, x_stride);
-        else
-            k16_super(type, M, part, panel, x, x_stride);
+        super_block(type, M, part, panel, x, x_stride, n32, 0xff);
         UNROLL for (int t = 0; t < M; t++)
             sum[t] = _mm512_fmadd_ps(part[t], _mm512_set1_ps(token(x, x_stride, t)->d), sum[t]);
+        /* Token by token: of six together, 41 % of the groups would have to be gone through for the 8.5 % of each. */
+        for (int t = 0; t < M; t++) {
+            uint32_t groups = token(x, x_stride, t)->outliers;
+            if (!groups) continue;
+            const uint8_t *second = x + (size_t)t * x_stride + second_blocks;
+            __m512 d = _mm512_set1_ps(token(second, 0, 0)->d);
+            sum[t] = _mm512_fmadd_ps(second_part(type, panel, second, n32, groups), d, sum[t]);
+        }
         panel += bytes32 * (size_t)n32;
         x += sizeof(block_x8);
     }
@@ -268,18 +306,14 @@ INLINE void tokens(const int type, const int M, float *out, const uint8_t *panel
         quantised_tokens(type, M, out, panel, x, x_stride, columns);
 }
 
-/* Full tiles of six tokens, then one of the rest. */
+/* Tiles of six tokens, then of four, two and one: every size more costs seconds of compile time. */
 INLINE void tile(const int type, float *out, const uint8_t *panel, const uint8_t *x, size_t x_stride, int n,
                  int64_t columns) {
     for (; n >= TOKENS; n -= TOKENS, x += TOKENS * x_stride, out += TOKENS * 16)
         tokens(type, TOKENS, out, panel, x, x_stride, columns);
-    switch (n) {
-    case 5: tokens(type, 5, out, panel, x, x_stride, columns); break;
-    case 4: tokens(type, 4, out, panel, x, x_stride, columns); break;
-    case 3: tokens(type, 3, out, panel, x, x_stride, columns); break;
-    case 2: tokens(type, 2, out, panel, x, x_stride, columns); break;
-    case 1: tokens(type, 1, out, panel, x, x_stride, columns); break;
-    }
+    for (; n >= 4; n -= 4, x += 4 * x_stride, out += 4 * 16) tokens(type, 4, out, panel, x, x_stride, columns);
+    for (; n >= 2; n -= 2, x += 2 * x_stride, out += 2 * 16) tokens(type, 2, out, panel, x, x_stride, columns);
+    if (n) tokens(type, 1, out, panel, x, x_stride, columns);
 }
 
 #define TILE(name, type)                                                                                              \
@@ -310,10 +344,10 @@ INLINE float sum_lanes(__m512 v) {
     return _mm_cvtss_f32(_mm_add_ss(b, _mm_movehdup_ps(b)));
 }
 
-static void quantize_block(block_x8 *out, const float *x, int n) {
+static void quantize_plain(block_x8 *out, const float x[256]) {
     const __m512i magnitude = _mm512_set1_epi32(0x7fffffff);
     uint32_t group_bits[8] = {0}, block_bits = 0;
-    for (int j = 0; 32 * j < n; j++) {
+    for (int j = 0; j < 8; j++) {
         __m512i a = _mm512_and_si512(_mm512_loadu_si512(x + 32 * j), magnitude);
         __m512i b = _mm512_and_si512(_mm512_loadu_si512(x + 32 * j + 16), magnitude);
         group_bits[j] = _mm512_reduce_max_epu32(_mm512_max_epu32(a, b));
@@ -329,7 +363,7 @@ static void quantize_block(block_x8 *out, const float *x, int n) {
     if (largest < 0x1p-100f) return;
     out->d = largest / 1016.0f;
     float scale = 127.0f / largest;
-    for (int j = 0; 32 * j < n; j++) {
+    for (int j = 0; j < 8; j++) {
         float group;
         memcpy(&group, &group_bits[j], 4);
         int doublings = (group * 2.0f <= largest) + (group * 4.0f <= largest) + (group * 8.0f <= largest);
@@ -348,8 +382,33 @@ static void quantize_block(block_x8 *out, const float *x, int n) {
     }
 }
 
-static void quantize_row(block_x8 *out, const float *x, int64_t columns) {
-    for (; columns > 0; columns -= 256, x += 256) quantize_block(out++, x, columns < 256 ? (int)columns : 256);
+/* As in kernels_scalar.c: 16 lanes of magnitudes, then the groups with outliers once more. */
+static void quantize_block(block_x8 *out, block_x8 *second, const float *x, int n) {
+    float padded[256] = {0}, left[256] = {0};
+    if (n < 256) x = memcpy(padded, x, (size_t)n * sizeof(float));
+    quantize_plain(out, x);
+    __m512 lanes = _mm512_setzero_ps();
+    for (int i = 0; i < 256; i += 16) lanes = _mm512_add_ps(lanes, _mm512_abs_ps(_mm512_loadu_ps(x + i)));
+    __m512 limit = _mm512_set1_ps(OUTLIER * sum_lanes(lanes)), count = _mm512_set1_ps((float)n);
+    for (int i = 0; i < 256; i += 16) {
+        __m512 magnitude = _mm512_abs_ps(_mm512_loadu_ps(x + i));
+        if (_mm512_cmp_ps_mask(_mm512_mul_ps(magnitude, count), limit, _CMP_GT_OQ)) out->outliers |= 1u << (i / 32);
+    }
+    if (out->d == 0.0f || out->d != out->d) out->outliers = 0;
+    second->d = 0.0f;
+    if (!out->outliers) return;
+    for (int i = 0; i < 256; i += 16) {
+        if (!(out->outliers >> (i / 32) & 1)) continue;
+        __m512i q = _mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)(out->q + i)));
+        __m512 step = _mm512_set1_ps(out->d * (float)(1 << out->shift[i / 32]));
+        _mm512_storeu_ps(left + i, _mm512_fnmadd_ps(_mm512_cvtepi32_ps(q), step, _mm512_loadu_ps(x + i)));
+    }
+    quantize_plain(second, left);
+}
+
+static void quantize_row(block_x8 *out, block_x8 *second, const float *x, int64_t columns) {
+    for (; columns > 0; columns -= 256, x += 256)
+        quantize_block(out++, second++, x, columns < 256 ? (int)columns : 256);
 }
 
 static void rms_norm_row(float *out, const float *x, const float *weight, float eps, int64_t columns) {
@@ -402,13 +461,12 @@ static void to_f16(f16 *out, const float *x, int64_t n) {
 
 enum { QUERIES = 4 };
 
-/* o[i] = o[i] * kept[i] + sum_j p[i][j] v[j], for `vectors` times 16 columns from column d on. */
-INLINE void weigh_values(const int M, const int vectors, float *o, const float kept[], const float (*p)[PHI3C_TILE],
-                         const f16 *v, int from, int to, int d, int head_dim) {
+/* o[i] += sum_j p[i][j] v[j] over keys [from, to), for `vectors` times 16 columns from column d on. */
+INLINE void weigh_columns(const int M, const int vectors, float *o, const float (*p)[PHI3C_TILE], const f16 *v, int from,
+                          int to, int d, int head_dim) {
     __m512 sum[QUERIES][6];
     UNROLL for (int i = 0; i < M; i++)
-        UNROLL for (int c = 0; c < vectors; c++)
-            sum[i][c] = _mm512_mul_ps(_mm512_loadu_ps(o + i * head_dim + d + 16 * c), _mm512_set1_ps(kept[i]));
+        UNROLL for (int c = 0; c < vectors; c++) sum[i][c] = _mm512_loadu_ps(o + i * head_dim + d + 16 * c);
     for (int j = from; j < to; j++)
         UNROLL for (int c = 0; c < vectors; c++) {
             __m512 value = load_halves((const uint8_t *)(v + j * head_dim + d + 16 * c));
@@ -416,6 +474,17 @@ INLINE void weigh_values(const int M, const int vectors, float *o, const float k
         }
     UNROLL for (int i = 0; i < M; i++)
         UNROLL for (int c = 0; c < vectors; c++) _mm512_storeu_ps(o + i * head_dim + d + 16 * c, sum[i][c]);
+}
+
+INLINE void weigh_values(const int M, float *o, const float (*p)[PHI3C_TILE], const f16 *v, int from, int to,
+                         int head_dim) {
+    if (from >= to) return;
+    int d = 0;
+    if (head_dim % 96 == 0)
+        for (; d < head_dim; d += 96) weigh_columns(M, 6, o, p, v, from, to, d, head_dim);
+    for (; head_dim - d >= 64; d += 64) weigh_columns(M, 4, o, p, v, from, to, d, head_dim);
+    for (; head_dim - d >= 32; d += 32) weigh_columns(M, 2, o, p, v, from, to, d, head_dim);
+    for (; d < head_dim; d += 16) weigh_columns(M, 1, o, p, v, from, to, d, head_dim);
 }
 
 INLINE void attend_queries(const int M, float *max, float *sum, float *o, const float *q, const f16 *k, const f16 *v,
@@ -429,34 +498,34 @@ INLINE void attend_queries(const int M, float *max, float *sum, float *o, const 
             UNROLL for (int i = 0; i < M; i++)
                 score[i][c] = _mm512_fmadd_ps(_mm512_set1_ps(q[i * head_dim + d]), key, score[i][c]);
         }
-    float p[QUERIES][PHI3C_TILE], kept[QUERIES];
-    int from = PHI3C_TILE, to = 0;
-    for (int i = 0; i < M; i++) {
+    float p[QUERIES][PHI3C_TILE];
+    int from = 0, to = PHI3C_TILE; /* keys that all queries see */
+    UNROLL for (int i = 0; i < M; i++) {
         uint64_t below_last = last[i] >= 64 ? ~0ull : (1ull << last[i]) - 1, seen = below_last >> first[i] << first[i];
         __m512 largest = _mm512_set1_ps(max[i]);
-        for (int c = 0; c < 4; c++) {
+        UNROLL for (int c = 0; c < 4; c++) {
             score[i][c] = _mm512_mask_mov_ps(_mm512_set1_ps(-INFINITY), (__mmask16)(seen >> (16 * c)), score[i][c]);
-            largest = _mm512_max_ps(largest, score[i][c]);
+            largest = _mm512_max_ps(score[i][c], largest); /* in this order a NaN score is passed over */
         }
         float new_max = _mm512_reduce_max_ps(largest);
-        __m512 lanes = _mm512_setzero_ps();
-        for (int c = 0; c < 4; c++) {
+        __m512 lanes = _mm512_setzero_ps(), kept = _mm512_set1_ps(phi3c_expf(max[i] - new_max));
+        UNROLL for (int c = 0; c < 4; c++) {
             __m512 weight = exp_lanes(_mm512_sub_ps(score[i][c], _mm512_set1_ps(new_max)));
             _mm512_storeu_ps(p[i] + 16 * c, weight);
             lanes = _mm512_add_ps(lanes, weight);
         }
-        kept[i] = phi3c_expf(max[i] - new_max);
         max[i] = new_max;
-        sum[i] = fmaf(sum[i], kept[i], sum_lanes(lanes));
-        if (first[i] < from) from = first[i];
-        if (last[i] > to) to = last[i];
+        sum[i] = fmaf(sum[i], _mm512_cvtss_f32(kept), sum_lanes(lanes));
+        for (int d = 0; d < head_dim; d += 16)
+            _mm512_storeu_ps(o + i * head_dim + d, _mm512_mul_ps(_mm512_loadu_ps(o + i * head_dim + d), kept));
+        if (first[i] > from) from = first[i];
+        if (last[i] < to) to = last[i];
     }
-    int d = 0; /* keys that one query of the tile sees and another does not weigh exactly 0 there */
-    if (head_dim % 96 == 0)
-        for (; d < head_dim; d += 96) weigh_values(M, 6, o, kept, p, v, from, to, d, head_dim);
-    for (; head_dim - d >= 64; d += 64) weigh_values(M, 4, o, kept, p, v, from, to, d, head_dim);
-    for (; head_dim - d >= 32; d += 32) weigh_values(M, 2, o, kept, p, v, from, to, d, head_dim);
-    for (; d < head_dim; d += 16) weigh_values(M, 1, o, kept, p, v, from, to, d, head_dim);
+    if (from >= to) from = to = PHI3C_TILE;
+    for (int i = 0; i < M; i++)
+        weigh_values(1, o + i * head_dim, p + i, v, first[i], last[i] < from ? last[i] : from, head_dim);
+    weigh_values(M, o, (const float (*)[PHI3C_TILE])p, v, from, to, head_dim);
+    for (int i = 0; i < M; i++) weigh_values(1, o + i * head_dim, p + i, v, to, last[i], head_dim);
 }
 
 static void attend_tile(float *max, float *sum, float *o, const float *q, const f16 *k, const f16 *v, const int *first,

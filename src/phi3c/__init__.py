@@ -1,7 +1,8 @@
 """phi3c: Microsoft's Phi-3 family of language models from GGUF files, on ordinary CPUs.
 
 Layers, each importing only what stands to its right (tests/test_layers.py):
-cli -> model -> engine -> phi3, sampling, chat, tokenizer -> cache, config -> gguf -> errors; _kernels under all.
+cli -> model -> engine -> phi3, sampling, chat, tokenizer -> cache, config -> gguf -> errors;
+_kernels under all.
 """
 
 from __future__ import annotations
@@ -52,11 +53,12 @@ _HOMES = {
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
 
 __all__ = [
-    "CPUInfo", "ChatTemplateError", "Chunk", "Completion", "ContextLengthError", "CorruptGGUFError", "DownloadError",
-    "GGUFVersionError", "InvalidParameterError", "Model", "ModelClosedError", "ModelInfo", "ModelLoadError",
-    "ModelNotFoundError", "NotGGUFError", "NumericalError", "OutOfMemoryError", "Phi3cError", "SamplingParams",
-    "Stream", "Timings", "TokenLogprob", "TokenizerError", "TruncatedFileError", "UnsupportedModelError",
-    "UnsupportedQuantError", "Usage", "__version__", "cpu_info",
+    "CPUInfo", "ChatTemplateError", "Chunk", "Completion", "ContextLengthError", "CorruptGGUFError",
+    "DownloadError", "GGUFVersionError", "InvalidParameterError", "Model", "ModelClosedError", "ModelInfo",
+    "ModelLoadError", "ModelNotFoundError", "NotGGUFError", "NumericalError", "OutOfMemoryError",
+    "Phi3cError", "SamplingParams", "Stream", "Timings", "TokenLogprob", "TokenizerError",
+    "TruncatedFileError", "UnsupportedModelError", "UnsupportedQuantError", "Usage", "__version__",
+    "cpu_info",
 ]  # fmt: skip
 
 

@@ -42,8 +42,8 @@ cdef extern from "phi3c.h" nogil:
                         phi3c_pool *pool)
     void phi3c_silu_mul(phi3c_activation out, const float *gate_up, int64_t n, phi3c_pool *pool)
     void phi3c_quantize(phi3c_activation x, int64_t n, phi3c_pool *pool)
-    void phi3c_matmul(float *out, const phi3c_segment *segments, int n_segments, phi3c_activation x, int64_t n,
-                      int add, phi3c_pool *pool)
+    void phi3c_matmul(float *out, const phi3c_segment *segments, int n_segments, phi3c_activation x,
+                      int64_t n, int add, phi3c_pool *pool)
 
     void phi3c_rope_table(float *cosines, float *sines, const double *frequency, int64_t first, int64_t n,
                           int64_t n_frequencies, float scale)
@@ -56,8 +56,8 @@ cdef extern from "phi3c.h" nogil:
         int32_t sequence, row, n, position
     void phi3c_rope_append(const phi3c_attention *a, float *qkv, const phi3c_span *spans, int n_spans,
                            const float *cosines, const float *sines, phi3c_pool *pool)
-    void phi3c_attend(phi3c_activation out, const phi3c_attention *a, const float *qkv, const phi3c_span *spans,
-                      int n_spans, phi3c_pool *pool)
+    void phi3c_attend(phi3c_activation out, const phi3c_attention *a, const float *qkv,
+                      const phi3c_span *spans, int n_spans, phi3c_pool *pool)
 
 
 cdef extern from "sample.h" nogil:
@@ -71,8 +71,8 @@ cdef extern from "sample.h" nogil:
     size_t phi3c_sample_scratch_bytes(int32_t n_vocab)
     int32_t phi3c_sample(const float *logits, int32_t n_vocab, const int32_t *recent, int32_t n_recent,
                          const phi3c_sampling *params, uint64_t seed, uint64_t counter, void *scratch)
-    float phi3c_top_logprobs(const float *logits, int32_t n_vocab, int32_t token, int32_t n_top, phi3c_candidate *top,
-                             void *scratch)
+    float phi3c_top_logprobs(const float *logits, int32_t n_vocab, int32_t token, int32_t n_top,
+                             phi3c_candidate *top, void *scratch)
     void phi3c_philox4x32(const uint32_t *counter, const uint32_t *key, uint32_t *out)
 
 cdef extern from "expf.h" nogil:

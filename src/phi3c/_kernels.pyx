@@ -1,8 +1,8 @@
 # cython: language_level=3, freethreading_compatible=True
 """The boundary to C: objects that own C memory, and one function per operation of a layer.
 
-Sizes are checked here, once per call; below this line C only asserts. Every operation releases the GIL. Objects are
-not locked: one thread at a time may use a Pool and what is computed with it.
+Sizes are checked here, once per call; below this line C only asserts. Every operation releases the GIL.
+Objects are not locked: one thread at a time may use a Pool and what is computed with it.
 """
 
 import os
@@ -143,7 +143,7 @@ cdef class Rows:
 
 
 cdef class Activation(Rows):
-    """Rows that matrices are multiplied with: floats, and their quantised form kept in step by the operations."""
+    """Rows that matrices are multiplied with: floats and, kept in step, their quantised form."""
 
     cdef uint8_t *x8
 
@@ -191,7 +191,7 @@ cdef class Matrix:
         if block == 0 or self.columns % block or self.columns % 32:
             raise ValueError(f"no packing for type {type} with {self.columns} columns")
         if rows < 1 or data.shape[0] != self.columns // block * c.phi3c_block_bytes(type) * rows:
-            raise ValueError(f"{data.shape[0]} bytes are not {rows} rows of {self.columns} columns of type {type}")
+            raise ValueError(f"{data.shape[0]} bytes: not {rows} rows of {self.columns} columns, type {type}")
         cdef Py_ssize_t i
         if order is not None:
             if order.shape[0] != rows:
@@ -289,7 +289,8 @@ cdef class Heads:
     cdef readonly Py_ssize_t columns
 
     def __cinit__(self, int head_count, int head_count_kv, int head_dim, int rope_dims, int window):
-        if head_dim < 16 or head_dim % 16 or head_dim > MAX_HEAD_DIM or head_count_kv < 1 or head_count % head_count_kv:
+        if (head_dim < 16 or head_dim % 16 or head_dim > MAX_HEAD_DIM or head_count_kv < 1
+                or head_count % head_count_kv):
             raise ValueError(f"{head_count} heads, {head_count_kv} kv heads of {head_dim}")
         if rope_dims < 0 or rope_dims % 2 or rope_dims > head_dim or window < 0:
             raise ValueError(f"{rope_dims} rotary dimensions of {head_dim}, window {window}")
@@ -366,7 +367,8 @@ cdef class Batch:
             raise ValueError("spans are rows of (sequence, row, n, position)")
         for i in range(spans.shape[0]):
             end = <Py_ssize_t> spans[i, 3] + spans[i, 2]
-            if not 0 <= spans[i, 0] < page_tables.shape[0] or spans[i, 1] != rows or spans[i, 2] < 1 or spans[i, 3] < 0:
+            if (not 0 <= spans[i, 0] < page_tables.shape[0] or spans[i, 1] != rows or spans[i, 2] < 1
+                    or spans[i, 3] < 0):
                 raise ValueError(f"span {i} is out of place")
             if end > page_tables.shape[1] * c.PHI3C_TILE:
                 raise ValueError(f"span {i} ends at position {end}, beyond its page table")
@@ -387,7 +389,8 @@ cdef int check(bint fits, str what) except -1:
     return 0
 
 
-def embed(Rows out not None, const uint8_t[::1] data not None, int type, const int64_t[::1] ids not None) -> None:
+def embed(Rows out not None, const uint8_t[::1] data not None, int type,
+          const int64_t[::1] ids not None) -> None:
     """out[i] = weights of row ids[i] of a matrix of GGUF blocks (rows, out.columns)."""
     cdef Py_ssize_t block = c.phi3c_block_columns(type), i
     check(block > 0 and out.columns % block == 0 and ids.shape[0] <= out.rows, "embed")
@@ -410,16 +413,19 @@ def keep_rows(Rows x not None, const int64_t[::1] rows not None) -> None:
             memmove(x8 + i * x8_bytes, x8 + rows[i] * x8_bytes, x8_bytes)
 
 
-def rms_norm(Activation out not None, Rows x not None, Rows weight not None, float eps, Py_ssize_t n, Pool pool not None) -> None:
+def rms_norm(Activation out not None, Rows x not None, Rows weight not None, float eps, Py_ssize_t n,
+             Pool pool not None) -> None:
     """out[:n] = x[:n] / sqrt(mean(x^2) + eps) * weight."""
     check(0 < n <= min(out.rows, x.rows) and out.columns == x.columns == weight.columns, "rms_norm")
     with nogil:
         c.phi3c_rms_norm(out.view(), x.f32, weight.f32, eps, n, pool.pool)
 
 
-def matmul(Rows out not None, Matrix weights not None, Activation x not None, Py_ssize_t n, bint add, Pool pool not None) -> None:
+def matmul(Rows out not None, Matrix weights not None, Activation x not None, Py_ssize_t n, bint add,
+           Pool pool not None) -> None:
     """out[:n] = x[:n] weights^T, or += when `add` is set."""
-    check(0 < n <= min(out.rows, x.rows) and x.columns == weights.columns and out.columns == weights.rows, "matmul")
+    check(0 < n <= min(out.rows, x.rows) and x.columns == weights.columns and out.columns == weights.rows,
+          "matmul")
     with nogil:
         c.phi3c_matmul(out.f32, weights.segments, weights.n_segments, x.view(), n, add, pool.pool)
 
@@ -431,11 +437,12 @@ def silu_mul(Activation out not None, Rows gate_up not None, Py_ssize_t n, Pool 
         c.phi3c_silu_mul(out.view(), gate_up.f32, n, pool.pool)
 
 
-def rope_append(Heads heads not None, int layer, Rows qkv not None, Batch batch not None, Pages pages not None,
-                RopeTable rope not None, Pool pool not None) -> None:
+def rope_append(Heads heads not None, int layer, Rows qkv not None, Batch batch not None,
+                Pages pages not None, RopeTable rope not None, Pool pool not None) -> None:
     """Rotate q and k of qkv in place, scale q by 1/sqrt(head_dim), write k and v to the batch's pages."""
-    check(batch.n_rows <= qkv.rows and qkv.columns == heads.qkv_columns and rope.positions >= batch.n_positions
-          and heads.page_bytes(layer + 1) <= pages.page_bytes, "rope_append")
+    check(batch.n_rows <= qkv.rows and qkv.columns == heads.qkv_columns
+          and rope.positions >= batch.n_positions and heads.page_bytes(layer + 1) <= pages.page_bytes,
+          "rope_append")
     cdef c.phi3c_attention a = at_layer(heads, layer, batch, pages)
     cdef const c.phi3c_span *spans = <const c.phi3c_span *> &batch.spans[0, 0]
     cdef int n_spans = <int> batch.spans.shape[0]
@@ -491,17 +498,17 @@ cdef class SamplerChain:
 
     def draw(self, const float[::1] logits not None, const int32_t[::1] recent not None, uint64_t seed,
              uint64_t counter) -> int:
-        """Id of the token drawn from logits (vocab,), given the ids in `recent`; -1 if a logit is not finite."""
+        """Id of the token drawn from logits (vocab,), given the `recent` ids; -1 if a logit is not finite."""
         cdef int32_t token
         cdef const int32_t *ids = &recent[0] if recent.shape[0] else NULL
         self.prepare(logits)
         with nogil:
-            token = c.phi3c_sample(&logits[0], logits.shape[0], ids, recent.shape[0], &self.params, seed, counter,
-                                   self.scratch)
+            token = c.phi3c_sample(&logits[0], logits.shape[0], ids, recent.shape[0], &self.params, seed,
+                                   counter, self.scratch)
         return token
 
     def top_logprobs(self, const float[::1] logits not None, int32_t token, int32_t n_top) -> tuple:
-        """Log-probability of `token`, NaN if a logit is not finite, and the n_top best (id, log-probability)."""
+        """Log-probability of `token`, NaN if a logit is not finite, and the n_top best (id, logprob)."""
         cdef float logprob
         check(0 <= token < logits.shape[0] and 0 <= n_top <= logits.shape[0], "top_logprobs")
         self.prepare(logits)
@@ -515,7 +522,8 @@ cdef class SamplerChain:
         return logprob, best
 
 
-def philox4x32(const uint32_t[::1] counter not None, const uint32_t[::1] key not None) -> tuple[int, int, int, int]:
+def philox4x32(const uint32_t[::1] counter not None,
+               const uint32_t[::1] key not None) -> tuple[int, int, int, int]:
     """Philox4x32-10 of a counter of four words and a key of two."""
     cdef uint32_t out[4]
     check(counter.shape[0] == 4 and key.shape[0] == 2, "philox4x32")

@@ -1,8 +1,8 @@
 """Keys and values: pages of 64 positions, sequences that hold them, and prefixes found again.
 
-A page holds all layers' keys and values of 64 consecutive positions. What a full page contains follows from the
-tokens up to its end alone, so it is filed under their hash, and a new sequence that begins with the same tokens
-takes it instead of computing it: the bits are the same either way.
+A page holds all layers' keys and values of 64 consecutive positions. What a full page contains follows from
+the tokens up to its end alone, so it is filed under their hash, and a new sequence that begins with the same
+tokens takes it instead of computing it: the bits are the same either way.
 """
 
 from __future__ import annotations

@@ -39,7 +39,9 @@ class Engine:
         self._cache = KVCache(
             phi3.heads, config.block_count, window=config.sliding_window, spare_pages=-(-n_ctx // 64)
         )
-        self._lock = threading.RLock()  # reentrant: a Stream may be collected, and release its pages, within a step
+        self._lock = (
+            threading.RLock()
+        )  # reentrant: a Stream may be collected, and release its pages, within a step
 
     def open(self, ids: Sequence[int]) -> CachedSequence:
         """A sequence that holds what the cache knows of the beginning of `ids`."""
@@ -52,16 +54,20 @@ class Engine:
             self._cache.close(sequence)
 
     def run(self, steps: Sequence[Step], use: Callable[[NDArray[np.float32]], T]) -> T:
-        """One forward pass; returns what `use` makes of the wanted logits (rows, vocab), which die after it."""
+        """One forward pass; returns what `use` makes of the wanted logits (rows, vocab), gone after it."""
         with self._lock:
             if self._phi3 is None:
                 raise ModelClosedError("the model has been closed; load it again")
             return use(self._phi3.forward(steps, self._cache))
 
     def prefill(
-        self, sequence: CachedSequence, ids: Sequence[int], use: Callable[[NDArray[np.float32]], T], progress: Progress | None
+        self,
+        sequence: CachedSequence,
+        ids: Sequence[int],
+        use: Callable[[NDArray[np.float32]], T],
+        progress: Progress | None,
     ) -> T:
-        """Bring the sequence up to the end of `ids`, n_batch tokens at a time; `use` gets the last logits (1, vocab)."""
+        """Append the missing rest of `ids`, n_batch tokens a time; `use` gets the last logits (1, vocab)."""
         n_batch = self._open_model().n_batch
         if progress:
             progress("prompt", len(sequence), len(ids))
@@ -140,7 +146,7 @@ class Generation:
         self.prompt_seconds = self.generation_seconds = 0.0
 
     def next(self) -> Token:
-        """Compute one more token. An exception, Ctrl-C among them, ends the generation and frees its pages."""
+        """Compute one more token. An exception (Ctrl-C is one) ends the generation and frees its pages."""
         started = perf_counter()
         first = self._sequence is None
         try:

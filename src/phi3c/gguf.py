@@ -249,7 +249,7 @@ class GGUFFile:
         return np.frombuffer(self._map, np.uint8, info.n_bytes, info.offset)
 
     def release(self, name: str) -> None:
-        """Let the system drop the tensor's pages from this process; reading them again is possible and costs anew."""
+        """Let the system drop the tensor's pages from this process; they may be read again, at a cost."""
         if self._map is not None and hasattr(mmap, "MADV_DONTNEED"):
             info = self.tensors[name]
             start = -(-info.offset // mmap.PAGESIZE) * mmap.PAGESIZE

@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from time import perf_counter
 from types import TracebackType
-from typing import TYPE_CHECKING, Literal, Unpack, overload
+from typing import TYPE_CHECKING, Any, Literal, Unpack, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -59,15 +59,15 @@ class Model:
 
     Args:
         path: the GGUF file.
-        n_ctx: longest sequence, prompt and answer together; None for the smaller of 4096 and what the model was
-            trained for.
+        n_ctx: longest sequence, prompt and answer together; None for the smaller of 4096 and what the model
+            was trained for.
         n_threads: threads that compute; None derives it from the machine (README, "Threads").
         n_batch: most prompt tokens computed at once; changes speed and memory, never the result.
         progress: called as progress("pack", bytes done, bytes in all) while weights are packed.
 
     Raises:
-        ModelLoadError: the file cannot be found, is no GGUF file, is damaged, or holds something phi3c does not run;
-            the subclass says which.
+        ModelLoadError: the file cannot be found, is no GGUF file, is damaged, or holds something phi3c does
+            not run; the subclass says which.
         OutOfMemoryError: the weights do not fit into memory.
         InvalidParameterError: an argument is out of range.
     """
@@ -90,8 +90,9 @@ class Model:
             self.tokenizer = Tokenizer.from_gguf(self._file.metadata)
             if self.tokenizer.vocab_size > self.config.vocab_size:
                 raise TokenizerError(
-                    f"{self._file.path}: the vocabulary lists {self.tokenizer.vocab_size} tokens, but the embedding "
-                    f"has {self.config.vocab_size} rows; the file is damaged or was put together from two models"
+                    f"{self._file.path}: the vocabulary lists {self.tokenizer.vocab_size} tokens, but the "
+                    f"embedding has {self.config.vocab_size} rows; the file is damaged or was put together "
+                    "from two models"
                 )
             n_ctx = _context(n_ctx, self.config)
             pool = _kernels.Pool(default_threads(n_threads).count)
@@ -133,7 +134,7 @@ class Model:
         """Load a model by name, downloading it first where it is not in the cache.
 
         Args:
-            repo: "owner/name" on the Hugging Face Hub, "owner/name:QUANT", an alias such as "phi3-mini", or "demo".
+            repo: "owner/name" or "owner/name:QUANT" on the Hugging Face Hub, an alias, or "demo".
             file: a file of the repository, or a glob such as "*q4.gguf".
             revision: branch, tag or commit.
             token: for gated repositories; None uses the one `hf auth login` or HF_TOKEN left.
@@ -150,7 +151,12 @@ class Model:
 
         name = repo if file is None else f"{repo}/{file}"
         path = hub.resolve(
-            name, revision=revision, token=token, cache_dir=cache_dir, local_files_only=local_files_only, progress=progress
+            name,
+            revision=revision,
+            token=token,
+            cache_dir=cache_dir,
+            local_files_only=local_files_only,
+            progress=progress,
         )
         return cls(path, n_ctx=n_ctx, n_threads=n_threads, n_batch=n_batch, progress=progress)
 
@@ -186,17 +192,18 @@ class Model:
         """Continue a text.
 
         Args:
-            prompt: text, begun with BOS where the model asks for it and with special tokens read as plain text; or
-                token ids, taken as they are.
+            prompt: text, begun with BOS where the model asks for it and with special tokens read as plain
+                text; or token ids, taken as they are.
             stream: return a Stream of chunks instead of the finished Completion.
             params: sampling parameters; the keywords change single ones.
             progress: called as progress("prompt", tokens done, tokens in all) while the prompt is read.
-            **sampling: fields of SamplingParams: max_tokens, temperature, top_k, top_p, min_p, repeat_penalty,
-                repeat_last_n, seed, stop, logprobs.
+            **sampling: fields of SamplingParams: max_tokens, temperature, top_k, top_p, min_p,
+                repeat_penalty, repeat_last_n, seed, stop, logprobs.
 
         Raises:
             ContextLengthError: prompt and max_tokens do not fit n_ctx.
-            InvalidParameterError: an argument is out of range, unknown, or a token id is not in the vocabulary.
+            InvalidParameterError: an argument is out of range, or a token id is not in the vocabulary.
+            TypeError: an argument is unknown.
             NumericalError: the model produced NaN.
             ModelClosedError: after close().
         """
@@ -238,8 +245,9 @@ class Model:
         """Answer a conversation, laid out by the chat template in the file.
 
         Args:
-            messages: dicts of "role" (system, user, assistant) and "content"; special tokens in the contents are plain
-                text. Where the template has no place for a system message, it is put before the first user message.
+            messages: dicts of "role" (system, user, assistant) and "content"; special tokens in the contents
+                are plain text. Where the template has no place for a system message, it is put before the
+                first user message.
             system: a system message to put first.
             stream, params, progress, **sampling: as for generate.
 
@@ -271,7 +279,7 @@ class Model:
         return self._engine.logits(ids)
 
     def tokenize(self, text: str, *, add_bos: bool | None = None, parse_special: bool = False) -> list[int]:
-        """Token ids of a text; add_bos None does what the file says, parse_special reads <|end|> and its like."""
+        """Token ids of a text; add_bos None does what the file says, parse_special reads <|end|> and such."""
         return self.tokenizer.encode(text, add_bos=add_bos, parse_special=parse_special)
 
     def detokenize(self, ids: Sequence[int], *, skip_special: bool = True) -> str:
@@ -283,7 +291,7 @@ class Model:
         return self._template.render(messages, add_generation_prompt=add_generation_prompt)
 
     def close(self) -> None:
-        """Free the weights and the file; the model cannot be used afterwards. Calling it again does nothing."""
+        """Free the weights and the file; the model cannot be used afterwards. A second call does nothing."""
         self._engine.close()
         self._file.close()
 
@@ -303,7 +311,9 @@ class Model:
         from .chat import ChatTemplate, default_template
 
         tokenizer = self.tokenizer
-        source = self._file.metadata.get("tokenizer.chat_template") or default_template(tokenizer.special_tokens)
+        source = self._file.metadata.get("tokenizer.chat_template") or default_template(
+            tokenizer.special_tokens
+        )
         if not isinstance(source, str):
             raise ChatTemplateError(
                 f"{self.info.path} has no chat template and none of the special tokens phi3c knows one for; "
@@ -327,15 +337,22 @@ class Model:
         if n_prompt + (max_tokens or 0) > n_ctx:
             wanted = f" and max_tokens {max_tokens}" if max_tokens else ""
             raise ContextLengthError(
-                f"a prompt of {n_prompt} tokens{wanted} does not fit the context of {n_ctx}: shorten the prompt, ask "
-                f"for fewer tokens, or load the model with a larger n_ctx (trained for {self.info.n_ctx_train})",
+                f"a prompt of {n_prompt} tokens{wanted} does not fit the context of {n_ctx}: shorten the "
+                f"prompt, ask for fewer tokens, or load the model with a larger n_ctx (trained for "
+                f"{self.info.n_ctx_train})",
                 n_prompt,
                 max_tokens,
                 n_ctx,
             )
 
     def _answer(
-        self, ids: list[int], stream: bool, params: SamplingParams, progress: Progress | None, *, strip_space: bool
+        self,
+        ids: list[int],
+        stream: bool,
+        params: SamplingParams,
+        progress: Progress | None,
+        *,
+        strip_space: bool,
     ) -> Completion | Stream:
         self._fits(len(ids), params.max_tokens or 1)
         generation = Generation(self._engine, ids, params, self.tokenizer.stop_ids, progress)
@@ -350,9 +367,20 @@ class Stream(Iterator[Chunk]):
     """
 
     def __init__(
-        self, generation: Generation, tokenizer: Tokenizer, params: SamplingParams, load_ms: float, *, strip_space: bool
+        self,
+        generation: Generation,
+        tokenizer: Tokenizer,
+        params: SamplingParams,
+        load_ms: float,
+        *,
+        strip_space: bool,
     ) -> None:
-        self._generation, self._tokenizer, self._params, self._load_ms = generation, tokenizer, params, load_ms
+        self._generation, self._tokenizer, self._params, self._load_ms = (
+            generation,
+            tokenizer,
+            params,
+            load_ms,
+        )
         self._stream = TextStream(tokenizer, strip_space=strip_space)
         self._stops = StopMatcher(params.stop)
         self._texts: list[str] = []
@@ -423,8 +451,8 @@ class Stream(Iterator[Chunk]):
 def _params(params: SamplingParams | None, sampling: SamplingOptions) -> SamplingParams:
     if params is None:
         return SamplingParams.from_kwargs(**sampling)
-    fields = {name: getattr(params, name) for name in SamplingOptions.__annotations__}
-    return SamplingParams.from_kwargs(**(fields | sampling))  # type: ignore[typeddict-item]
+    fields: dict[str, Any] = {name: getattr(params, name) for name in SamplingOptions.__annotations__}
+    return SamplingParams.from_kwargs(**{**fields, **sampling})
 
 
 def _context(n_ctx: int | None, config: Config) -> int:

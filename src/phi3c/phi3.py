@@ -176,27 +176,30 @@ def rope_frequencies(config: Config) -> NDArray[np.float64]:
         return np.array([float(base ** (Decimal(-2 * j) / n)) for j in range(n // 2)])
 
 
-def neox_order(rows: int, head_dim: int) -> NDArray[np.int64]:
-    """For each row of a NeoX-rotated q or k matrix, its row in a `llama` file, whose rotary pairs are adjacent."""
-    head, i, j = np.meshgrid(
-        np.arange(rows // head_dim), np.arange(2), np.arange(head_dim // 2), indexing="ij"
-    )
-    order: NDArray[np.int64] = (head * head_dim + 2 * j + i).ravel().astype(np.int64)
-    return order
+def neox_order(rows: int, head_dim: int, rope_dims: int) -> NDArray[np.int64]:
+    """For each row of a NeoX-rotated q or k matrix, its row in a `llama` file.
+
+    There the pairs that rotate together are adjacent rows, 2 j and 2 j + 1 of a head; here they are rope_dims / 2 apart.
+    """
+    head = np.arange(head_dim)
+    head[:rope_dims] = head[:rope_dims].reshape(-1, 2).T.ravel()
+    return (np.arange(0, rows, head_dim)[:, None] + head).ravel()
 
 
 class _Loader:
     """Packs a file's tensors, in the order they are asked for, into one arena."""
 
-    def __init__(self, file: GGUFFile, config: Config, pool: _kernels.Pool, progress: Progress | None) -> None:
+    def __init__(
+        self, file: GGUFFile, config: Config, pool: _kernels.Pool, progress: Progress | None
+    ) -> None:
         self.file, self.config, self.pool, self.progress = file, config, pool, progress
         self.done = self.total = 0
         for tensor in file.tensors.values():
             if self._is_matrix(tensor):
                 if not _kernels.has_kernels(tensor.type):
                     raise UnsupportedQuantError(
-                        f"{file.path}: tensor {tensor.name} is stored as {tensor.type.name}, for which phi3c has no "
-                        "kernels; use a file of type Q4_K_M, Q8_0 or another of the types README lists",
+                        f"{file.path}: tensor {tensor.name} is stored as {tensor.type.name}, for which phi3c "
+                        "has no kernels; use a file of type Q4_K_M, Q8_0 or another type README lists",
                         tensor.name,
                         tensor.type.name,
                     )
@@ -221,8 +224,12 @@ class _Loader:
         matrix = _kernels.Matrix(self.arena, self.file.tensors[names[0]].columns)
         for name in names:
             tensor = self.file.tensors[name]
-            permuted = self.config.architecture == "llama" and name.endswith(("attn_q.weight", "attn_k.weight"))
-            order = neox_order(tensor.rows, self.config.head_dim) if permuted else None
+            permuted = self.config.architecture == "llama" and name.endswith(
+                ("attn_q.weight", "attn_k.weight")
+            )
+            order = (
+                neox_order(tensor.rows, self.config.head_dim, self.config.rope_dimension_count) if permuted else None
+            )
             matrix.append(self.file.data(name), tensor.type, tensor.rows, order, self.pool)
             self.file.release(name)
             self.done += _kernels.packed_bytes(tensor.type, tensor.rows, tensor.columns)

@@ -1,0 +1,743 @@
+/* SPDX-License-Identifier: MIT */
+/* Checks csrc without Python: every kernel of every instruction set this machine can run against the scalar one, bit
+ * for bit, and the scalar one against arithmetic in double. Buffers end where the contract says that access ends, so
+ * that -fsanitize=address sees what reads or writes beyond. Link with all of csrc, each file of x86/ compiled with the
+ * flags that setup.py gives it. Exit status 0 when all checks pass. */
+#include <float.h>
+#include <math.h>
+#include <stdarg.h>
+#include <stdatomic.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "../../csrc/kernels.h"
+#include "../../csrc/pool.h"
+
+static const double EPS = 0x1p-24;   /* relative error of one float rounding */
+static const double TINY = 0x1p-149; /* the least subnormal: absolute error of one that underflows */
+
+static phi3c_kernels scalar, tested;
+
+/* -- counting --------------------------------------------------------------------------------------------- */
+
+static long passed, failed, passed_before, failed_before;
+
+static void check(int ok, const char *format, ...) {
+    ok ? passed++ : failed++;
+    if (ok || failed - failed_before > 5) return; /* five of an operation are enough to see what is wrong */
+    va_list args;
+    va_start(args, format);
+    printf("  FAILED: ");
+    vprintf(format, args);
+    printf("\n");
+    va_end(args);
+}
+
+static void report(const char *subject, const char *operation) {
+    printf("%-7s %-24s %7ld passed %5ld failed\n", subject, operation, passed - passed_before, failed - failed_before);
+    fflush(stdout);
+    passed_before = passed;
+    failed_before = failed;
+}
+
+/* Equal bits, or both NaN: which NaN comes out of an operation on two is the processor's business. */
+static int same(float a, float b) { return memcmp(&a, &b, 4) == 0 || (isnan(a) && isnan(b)); }
+
+static int all_same(const float *a, const float *b, int64_t n) {
+    for (int64_t i = 0; i < n; i++)
+        if (!same(a[i], b[i])) return 0;
+    return 1;
+}
+
+/* -- random numbers --------------------------------------------------------------------------------------- */
+
+static uint64_t state = 1;
+
+static uint64_t random64(void) { /* splitmix64 */
+    uint64_t z = state += 0x9e3779b97f4a7c15u;
+    z = (z ^ z >> 30) * 0xbf58476d1ce4e5b9u;
+    z = (z ^ z >> 27) * 0x94d049bb133111ebu;
+    return z ^ z >> 31;
+}
+
+static int below(int n) { return (int)(random64() % (uint64_t)n); }
+static float uniform(void) { return (float)below(1 << 24) * 0x1p-23f - 1.0f; } /* [-1, 1) */
+static float normal(void) { return uniform() + uniform() + uniform(); }        /* near enough, variance 1 */
+
+static void *exactly(size_t n_bytes) {
+    void *memory = malloc(n_bytes ? n_bytes : 1);
+    if (!memory) exit(2);
+    return memory;
+}
+
+static void *copy_of(const void *from, size_t n_bytes) { return memcpy(exactly(n_bytes), from, n_bytes); }
+
+/* -- weights ---------------------------------------------------------------------------------------------- */
+
+/* Where the halves of a block lie; -1: none. A zero second scale leaves the part of the weights that `d` scales. */
+static const struct {
+    const char *name;
+    int type, d, min;
+} types[] = {
+    {"f32", PHI3C_F32, -1, -1},    {"f16", PHI3C_F16, -1, -1},  {"bf16", PHI3C_BF16, -1, -1},
+    {"q4_0", PHI3C_Q4_0, 0, -1},   {"q4_1", PHI3C_Q4_1, 0, 2},  {"q5_0", PHI3C_Q5_0, 0, -1},
+    {"q5_1", PHI3C_Q5_1, 0, 2},    {"q8_0", PHI3C_Q8_0, 0, -1}, {"q2_K", PHI3C_Q2_K, 80, 82},
+    {"q3_K", PHI3C_Q3_K, 108, -1}, {"q4_K", PHI3C_Q4_K, 0, 2},  {"q5_K", PHI3C_Q5_K, 0, 2},
+    {"q6_K", PHI3C_Q6_K, 208, -1},
+};
+enum { N_TYPES = sizeof types / sizeof *types };
+
+static int is_float(int type) { return type == PHI3C_F32 || type == PHI3C_F16 || type == PHI3C_BF16; }
+
+static size_t row_bytes(int type, int64_t columns) {
+    return (size_t)(columns / phi3c_block_columns(type)) * (size_t)phi3c_block_bytes(type);
+}
+
+static f16 random_half(int extreme) {
+    static const f16 edges[] = {0, 0x8000, 1, 0x8001, 0x03ff, 0x0400, 0x7bff, 0xfbff}; /* to +-65504 */
+    return extreme ? edges[below(8)] : (f16)((below(2) << 15) | ((5 + below(12)) << 10) | below(1024));
+}
+
+/* A row of blocks. Kind 0: random; 1: random, extreme scales; 2-5: all bytes equal, so that codes and integer scales
+ * are at their least or greatest, random or extreme scales. */
+enum { BLOCK_KINDS = 6 };
+
+static void random_row(uint8_t *blocks, int t, int64_t columns, int kind) {
+    static const uint8_t fill[BLOCK_KINDS] = {0, 0, 0xff, 0x00, 0x80, 0x7f};
+    int type = types[t].type, n_bytes = phi3c_block_bytes(type);
+    for (int64_t c = 0; c < columns; c += phi3c_block_columns(type), blocks += n_bytes) {
+        for (int i = 0; i < n_bytes; i++) blocks[i] = kind < 2 ? (uint8_t)random64() : fill[kind];
+        if (type == PHI3C_Q6_K && kind == 2) memset(blocks + 192, 0x7f, 16); /* greatest codes with scales 127 */
+        if (type == PHI3C_Q6_K && kind == 3) memset(blocks + 192, 0x80, 16); /* least codes with scales -128 */
+        for (int i = 0; is_float(type) && i < 32; i++) {
+            f16 h = random_half(kind > 1);
+            float f = kind > 1 && below(2) ? 0x1p-140f * uniform() : f16_to_f32(h);
+            if (type == PHI3C_F32)
+                memcpy(blocks + 4 * i, &f, 4);
+            else if (type == PHI3C_F16)
+                memcpy(blocks + 2 * i, &h, 2);
+            else
+                memcpy(blocks + 2 * i, (uint8_t *)&f + 2, 2);
+        }
+        f16 d = random_half(kind == 1 || below(2)), min = random_half(kind == 1 || below(2));
+        if (types[t].d >= 0) memcpy(blocks + types[t].d, &d, 2);
+        if (types[t].min >= 0) memcpy(blocks + types[t].min, &min, 2);
+    }
+}
+
+/* Weights of a row, and how large the numbers are whose difference they may be. */
+static void dequantize(float *w, float *size, const uint8_t *blocks, int t, int64_t columns) {
+    size_t n_bytes = row_bytes(types[t].type, columns);
+    uint8_t *part = exactly(n_bytes);
+    float *other = exactly((size_t)columns * 4);
+    phi3c_dequantize_row(w, blocks, types[t].type, columns);
+    for (int64_t c = 0; c < columns; c++) size[c] = fabsf(w[c]);
+    for (int zeroed = 0; types[t].min >= 0 && zeroed < 2; zeroed++) {
+        memcpy(part, blocks, n_bytes);
+        for (size_t b = 0; b < n_bytes; b += (size_t)phi3c_block_bytes(types[t].type))
+            memset(part + b + (zeroed ? types[t].d : types[t].min), 0, 2);
+        phi3c_dequantize_row(other, part, types[t].type, columns);
+        for (int64_t c = 0; c < columns; c++) size[c] += fabsf(other[c]);
+    }
+    free(other);
+    free(part);
+}
+
+static void check_pack(int t, int64_t columns, phi3c_pool *pool) {
+    enum { ROWS = 37 };
+    int type = types[t].type;
+    size_t n_bytes = row_bytes(type, columns);
+    uint8_t *src = exactly(ROWS * n_bytes), *panels = exactly(phi3c_packed_bytes(type, ROWS, columns));
+    uint8_t *row = exactly(n_bytes);
+    int64_t order[ROWS];
+    for (int r = 0; r < ROWS; r++) {
+        random_row(src + (size_t)r * n_bytes, t, columns, r % BLOCK_KINDS);
+        int other = below(r + 1);
+        order[r] = order[other];
+        order[other] = r;
+    }
+    for (int permuted = 0; permuted < 2; permuted++) {
+        phi3c_pack(panels, src, type, ROWS, columns, permuted ? order : NULL, pool);
+        for (int r = 0; r < ROWS; r++) {
+            phi3c_unpack_row(row, panels, type, r, columns);
+            int64_t from = permuted ? order[r] : r;
+            check(memcmp(row, src + (size_t)from * n_bytes, n_bytes) == 0, "columns %d row %d", (int)columns, r);
+        }
+    }
+    free(row);
+    free(panels);
+    free(src);
+}
+
+/* -- activations ------------------------------------------------------------------------------------------ */
+
+/* Kinds 0-9 are finite and of a usual size; 10 huge, 11 subnormal, 12 infinite and 13 NaN in one place. */
+enum { USUAL_KINDS = 10, ROW_KINDS = 14 };
+
+static void random_activation(float *x, int64_t columns, int kind) {
+    int outlier = below((int)columns);
+    for (int64_t c = 0; c < columns; c++) {
+        float u = normal();
+        switch (kind) {
+        case 2: x[c] = 0.0f; break;
+        case 3: x[c] = c == outlier ? 1000.0f : u * 0.01f; break;
+        case 4: x[c] = 1.0f; break; /* all codes 127 at the largest shift: every sum at its bound */
+        case 5: x[c] = -1.0f; break;
+        case 6: x[c] = c % 4 < 2 ? 2.5f : -2.5f; break;       /* both int16 sums of a lane at their bounds */
+        case 7: x[c] = u * (float)(1 << (c / 32 % 6)); break; /* every shift */
+        case 8: x[c] = c / 16 % 2 ? -0.0f : (float)below(255) - 127.0f; break; /* ties and exact quotients */
+        case 9: x[c] = u * (c % 96 == 7 ? 50.0f : 1.0f); break;                /* outliers in every third group */
+        case 10: x[c] = u * 1e38f; break;
+        case 11: x[c] = u * 0x1p-130f; break;
+        default: x[c] = u;
+        }
+    }
+    if (kind == 12) x[outlier] = -INFINITY;
+    if (kind == 13) x[outlier] = NAN;
+}
+
+static int64_t supers_of(int64_t columns) { return (columns + 255) / 256; }
+
+/* Quantise a row. What the kernel leaves of the memory is noise, as it is in use. */
+static block_x8 *quantised(const phi3c_kernels *kernels, uint8_t *x8, const float *x, int64_t columns) {
+    block_x8 *blocks = (block_x8 *)x8;
+    for (size_t i = 0; i < phi3c_x8_bytes(columns); i++) x8[i] = (uint8_t)random64();
+    kernels->quantize_row(blocks, blocks + supers_of(columns), x, columns);
+    return blocks;
+}
+
+/* Of a second block only d is written when nothing is in it. */
+static int same_blocks(const block_x8 *a, const block_x8 *b, int64_t columns) {
+    int64_t supers = supers_of(columns);
+    int same = memcmp(a, b, (size_t)supers * sizeof *a) == 0;
+    for (int64_t i = 0; i < supers; i++) {
+        const block_x8 *c = a + supers + i, *d = b + supers + i;
+        same &= a[i].outliers ? memcmp(c, d, sizeof *c) == 0 : c->d == 0.0f && d->d == 0.0f;
+    }
+    return same;
+}
+
+/* What a block and its second block make of activation c, and the step between its neighbours. */
+static double activation_at(const block_x8 *block, const block_x8 *second, int c, double *step) {
+    *step = (double)(1 << block->shift[c / 32]) * block->d;
+    double x = *step * block->q[c];
+    if (!(block->outliers >> (c / 32) & 1) || second->d == 0.0f) return x;
+    *step = (double)(1 << second->shift[c / 32]) * second->d;
+    return x + *step * second->q[c];
+}
+
+static void check_codes(const block_x8 *b, unsigned groups) {
+    int sums = 1, codes = 1;
+    for (int j = 0; j < 8; j++) {
+        int sum[2] = {0, 0}, shift = b->shift[j];
+        codes &= shift >= 0 && shift <= 3;
+        for (int i = 0; i < 32; i++) {
+            int q = b->q[32 * j + i];
+            sum[i / 16] += q;
+            codes &= groups >> j & 1 ? q >= -127 : q == 0;
+        }
+        sums &= b->nsum32[j] == -(sum[0] + sum[1]) && b->sum32[j] == (sum[0] + sum[1]) * (1 << shift);
+        for (int i = 0; i < 2; i++)
+            sums &= b->nsum16[2 * j + i] == -sum[i] && b->sum16[2 * j + i] == sum[i] * (1 << shift);
+    }
+    check(sums, "sums");
+    check(codes, "|q| <= 127, 0 for nothing, shift 0-3");
+}
+
+static void check_block(const block_x8 *b, const block_x8 *second, const float *x, int n) {
+    double largest = 0, sum = 0;
+    int near = 1, found = 1;
+    for (int i = 0; i < n; i++) {
+        largest = isfinite(x[i]) ? fmax(largest, fabsf(x[i])) : INFINITY;
+        if (!isfinite(x[i])) break;
+        sum += fabsf(x[i]);
+    }
+    int something = isfinite(largest) && largest >= 0x1p-100;
+    check_codes(b, something ? (1u << (n / 32)) - 1 : 0);
+    check(isinf(largest) ? isnan(b->d) : b->d >= 0 && (b->d > 0) == something, "scale %g", (double)b->d);
+    if (b->outliers) check_codes(second, b->outliers);
+    for (int j = 0; something && j < n / 32; j++) {
+        double group = 0, step;
+        for (int i = 32 * j; i < 32 * j + 32; i++) {
+            group = fmax(group, fabsf(x[i]));
+            /* half a step, and the three roundings of 127 / largest, * 2^k and * x, each relative to q; what the second
+             * block is made from is rounded once more */
+            double error = fabs(x[i] - activation_at(b, second, i, &step));
+            near &= error <= step * (0.5 + 127 * 5 * EPS);
+        }
+        double limit = OUTLIER * sum / n, doubt = limit * 20 * EPS; /* a sum of 16 per lane, a tree, two products */
+        if (isfinite((float)(OUTLIER * sum)) && fabs(group - limit) > doubt)
+            found &= (b->outliers >> j & 1) == (group > limit);
+    }
+    check(near, "activations are further than half a step away");
+    check(found, "groups with outliers: %02x", b->outliers);
+}
+
+static void check_quantize(void) {
+    static const int widths[] = {32, 96, 256, 288, 768};
+    for (int w = 0; w < 5; w++)
+        for (int kind = 0; kind < ROW_KINDS; kind++)
+            for (int round = 0; round < 8; round++) {
+                int64_t columns = widths[w];
+                size_t x8_bytes = phi3c_x8_bytes(columns);
+                float *x = exactly((size_t)columns * 4);
+                random_activation(x, columns, kind);
+                block_x8 *expected = quantised(&scalar, exactly(x8_bytes), x, columns);
+                block_x8 *got = quantised(&tested, exactly(x8_bytes), x, columns);
+                check(same_blocks(got, expected, columns), "columns %d kind %d", (int)columns, kind);
+                for (int64_t i = 0; i < supers_of(columns); i++)
+                    check_block(got + i, got + supers_of(columns) + i, x + 256 * i,
+                                columns - 256 * i < 256 ? (int)(columns - 256 * i) : 256);
+                free(got);
+                free(expected);
+                free(x);
+            }
+}
+
+/* -- tiles ------------------------------------------------------------------------------------------------ */
+
+enum { TOKENS = 13 };
+
+/* A panel of rows of every kind times tokens of every kind. */
+static void check_tile(int t, int64_t columns, int round, phi3c_pool *pool) {
+    int type = types[t].type;
+    size_t n_bytes = row_bytes(type, columns), x8_bytes = phi3c_x8_bytes(columns), x_bytes = (size_t)columns * 4;
+    uint8_t *src = exactly(16 * n_bytes), *panel = exactly(phi3c_packed_bytes(type, 16, columns));
+    float *x = exactly(TOKENS * x_bytes), *expected = exactly(TOKENS * 16 * 4);
+    uint8_t *x8 = exactly(TOKENS * x8_bytes);
+    for (int r = 0; r < 16; r++) random_row(src + (size_t)r * n_bytes, t, columns, (r + round) % BLOCK_KINDS);
+    phi3c_pack(panel, src, type, 16, columns, NULL, pool);
+    for (int i = 0; i < TOKENS; i++) {
+        random_activation(x + i * columns, columns, (i + round) % ROW_KINDS);
+        quantised(&scalar, x8 + (size_t)i * x8_bytes, x + i * columns, columns);
+    }
+    const uint8_t *input = is_float(type) ? (const uint8_t *)x : x8;
+    size_t stride = is_float(type) ? x_bytes : x8_bytes;
+    scalar.tile[type](expected, panel, input, stride, TOKENS, columns);
+
+    for (int n = 1; n <= TOKENS; n++) {
+        uint8_t *rows = copy_of(input + (size_t)(TOKENS - n) * stride, (size_t)n * stride);
+        float *got = exactly((size_t)n * 16 * 4);
+        tested.tile[type](got, panel, rows, stride, n, columns);
+        check(all_same(got, expected + (TOKENS - n) * 16, n * 16), "columns %d, %d tokens", (int)columns, n);
+        free(got);
+        free(rows);
+    }
+
+    float *w = exactly(x_bytes), *size = exactly(x_bytes);
+    for (int r = 0; strcmp(tested.name, "scalar") == 0 && r < 16; r++) {
+        dequantize(w, size, src + (size_t)r * n_bytes, t, columns);
+        for (int i = 0; i < TOKENS; i++) {
+            if ((i + round) % ROW_KINDS >= USUAL_KINDS) continue;
+            const block_x8 *block = (const block_x8 *)(x8 + (size_t)i * x8_bytes);
+            double sum = 0, magnitude = 0, step;
+            for (int64_t c = 0; c < columns; c++) {
+                const block_x8 *b = block + c / 256, *second = b + supers_of(columns);
+                double a = x[i * columns + c], largest = fabs(a);
+                if (!is_float(type)) {
+                    a = activation_at(b, second, c % 256, &step);
+                    largest = fabs(a) + 127 * step; /* at least |first| + |second|, whose difference may be small */
+                }
+                sum += w[c] * a;
+                magnitude += size[c] * largest;
+            }
+            /* of a float type: a chain of columns / 4 and two additions. Of the others, for both blocks: two a group of
+             * 32, three a super-block, one for each integer made a float; and three in dequantize_row. */
+            double roundings = (double)columns / 4 + 3;
+            if (!is_float(type)) roundings = 2 * (2.0 * 8 + 3.0 * (double)supers_of(columns) + 2) + 3;
+            double error = fabs(expected[i * 16 + r] - sum);
+            check(error <= roundings * (EPS * magnitude + TINY), "columns %d row %d: %g is off by %g of %g",
+                  (int)columns, r, sum, error, magnitude);
+        }
+    }
+    free(size);
+    free(w);
+    free(x8);
+    free(expected);
+    free(x);
+    free(panel);
+    free(src);
+}
+
+static int runs_on(int type, int64_t columns) { return columns % phi3c_block_columns(type) == 0; }
+
+/* -- element-wise operations ------------------------------------------------------------------------------ */
+
+static void check_rms_norm(void) {
+    for (int64_t columns = 32; columns <= 1056; columns += 128)
+        for (int kind = 0; kind < ROW_KINDS; kind++) {
+            size_t n_bytes = (size_t)columns * 4;
+            float *x = exactly(n_bytes), *weight = exactly(n_bytes), *got = exactly(n_bytes),
+                  *expected = exactly(n_bytes);
+            random_activation(x, columns, kind);
+            random_activation(weight, columns, 0);
+            scalar.rms_norm_row(expected, x, weight, 1e-5f, columns);
+            tested.rms_norm_row(got, x, weight, 1e-5f, columns);
+            check(all_same(got, expected, columns), "columns %d kind %d", (int)columns, kind);
+            double squares = 0;
+            for (int64_t c = 0; c < columns; c++) squares += (double)x[c] * x[c];
+            double scale = 1 / sqrt(squares / (double)columns + 1e-5f);
+            for (int64_t c = 0; kind < USUAL_KINDS && c < columns; c++) { /* 16 chains, a tree of 4, 6 operations */
+                double y = x[c] * scale * weight[c];
+                check(fabs(got[c] - y) <= fabs(y) * ((double)columns / 16 + 4 + 6) * EPS + 2 * TINY, "%g, not %g",
+                      (double)got[c], y);
+            }
+            free(expected);
+            free(got);
+            free(weight);
+            free(x);
+        }
+}
+
+static void check_silu_mul(void) {
+    enum { N = 1 << 16 };
+    static const float specials[16] = {0.0f,      -0.0f,    INFINITY,  -INFINITY, NAN,        FLT_MAX,
+                                       -FLT_MAX,  FLT_MIN,  -FLT_MIN,  0x1p-149f, -0x1p-149f, 87.3365f,
+                                       -87.3365f, 88.7229f, -88.7229f, -89.0f};
+    float *gate = exactly(N * 4), *up = exactly(N * 4), *got = exactly(N * 4), *expected = exactly(N * 4);
+    for (int i = 0; i < N; i++) {
+        gate[i] = i < 256 ? specials[i % 16] : uniform() * 100.0f;
+        up[i] = i < 256 ? specials[i / 16] : normal();
+    }
+    scalar.silu_mul_row(expected, gate, up, N);
+    tested.silu_mul_row(got, gate, up, N);
+    for (int i = 0; i < N; i++) {
+        check(same(got[i], expected[i]), "silu(%g) * %g: %a, not %a", (double)gate[i], (double)up[i], (double)got[i],
+              (double)expected[i]);
+        if (i < 256) continue;
+        /* exp within 1 ulp, that is 2 EPS, and three roundings. Below -88.7 exp(-x) is infinite, the result 0 where
+         * |silu| is at most 88.7 exp(-88.7) < 2^-121. */
+        double y = gate[i] / (1 + exp(-(double)gate[i])) * up[i];
+        check(fabs(got[i] - y) <= fabs(y) * 5 * EPS + 0x1p-121 * fabsf(up[i]), "silu(%g) * %g = %g, not %g",
+              (double)gate[i], (double)up[i], (double)got[i], y);
+    }
+    for (int n = 32; n <= 256; n += 32) { /* exact buffers */
+        float *g = copy_of(gate + N / 2, (size_t)n * 4), *u = copy_of(up + N / 2, (size_t)n * 4),
+              *y = exactly((size_t)n * 4);
+        tested.silu_mul_row(y, g, u, n);
+        check(all_same(y, expected + N / 2, n), "n %d", n);
+        free(y);
+        free(u);
+        free(g);
+    }
+    free(expected);
+    free(got);
+    free(up);
+    free(gate);
+}
+
+static void check_one_half(const float x[16], const f16 expected[16]) {
+    float *from = copy_of(x, 64);
+    f16 *got = exactly(32);
+    tested.to_f16(got, from, 16);
+    for (int i = 0; i < 16; i++) check(got[i] == expected[i], "%a: %04x, not %04x", (double)x[i], got[i], expected[i]);
+    free(got);
+    free(from);
+}
+
+static void check_to_f16(void) {
+    float x[16];
+    f16 expected[16];
+    for (int h = 0; h < 0x10000; h += 16) { /* every half is itself, NaNs made quiet */
+        for (int i = 0; i < 16; i++) {
+            x[i] = f16_to_f32((f16)(h + i));
+            expected[i] = (f16)(h + i) | (isnan(x[i]) ? 0x200 : 0);
+        }
+        check_one_half(x, expected);
+    }
+    for (int h = 0; h < 0x7c00; h += 4) { /* half way between neighbours to the even one, and what lies beside */
+        for (int i = 0; i < 16; i++) {
+            int low = h + i / 4, high = low + 1;
+            double next = high == 0x7c00 ? 65536.0 : (double)f16_to_f32((f16)high);
+            float middle = (float)(((double)f16_to_f32((f16)low) + next) / 2);
+            x[i] = i % 4 == 0 ? middle : i % 4 == 1 ? -middle : nextafterf(middle, i % 4 == 2 ? 0.0f : INFINITY);
+            expected[i] = (f16)(i % 4 == 2 ? low : i % 4 == 3 ? high : low % 2 ? high : low);
+            if (i % 4 == 1) expected[i] |= 0x8000;
+        }
+        check_one_half(x, expected);
+    }
+    static const float edges[16] = {65536.0f,   -65536.0f, FLT_MAX,   -FLT_MAX,    INFINITY, -INFINITY,
+                                    FLT_MIN,    -FLT_MIN,  0x1p-149f, -0x1p-149f,  0x1p-25f, -0x1p-25f,
+                                    0x1.8p-25f, 0x1p-24f,  0x1p-14f,  0x1.ffcp-15f};
+    static const f16 halves[16] = {0x7c00, 0xfc00, 0x7c00, 0xfc00, 0x7c00, 0xfc00, 0,     0x8000,
+                                   0,      0x8000, 0,      0x8000, 1,      1,      0x400, 0x400};
+    check_one_half(edges, halves);
+}
+
+/* -- attention -------------------------------------------------------------------------------------------- */
+
+/* n queries over PAGES pages, each page masked to [first, last) of each query; what no query sees is NaN or infinite.
+ */
+static void check_attend(int n, int head_dim, int masked) {
+    enum { PAGES = 3, KEYS = PAGES * PHI3C_TILE };
+    size_t rows = (size_t)n * 4, page = (size_t)head_dim * PHI3C_TILE * sizeof(f16);
+    float *max[2], *sum[2], *o[2], *q = exactly(rows * (size_t)head_dim);
+    f16 *k[PAGES], *v[PAGES];
+    int *first[PAGES], *last[PAGES];
+    for (int s = 0; s < 2; s++) {
+        max[s] = exactly(rows), sum[s] = exactly(rows), o[s] = exactly(rows * (size_t)head_dim);
+        memset(sum[s], 0, rows);
+        memset(o[s], 0, rows * (size_t)head_dim);
+        for (int i = 0; i < n; i++) max[s][i] = -INFINITY;
+    }
+    for (int i = 0; i < n * head_dim; i++) q[i] = normal() / sqrtf((float)head_dim);
+    for (int p = 0; p < PAGES; p++) {
+        k[p] = exactly(page), v[p] = exactly(page);
+        first[p] = exactly((size_t)n * sizeof(int)), last[p] = exactly((size_t)n * sizeof(int));
+        for (int i = 0; i < PHI3C_TILE * head_dim; i++) {
+            float pair[16] = {normal() * 3.0f, normal()};
+            f16 halves[16];
+            scalar.to_f16(halves, pair, 16);
+            k[p][i] = halves[0];
+            v[p][i] = halves[1];
+        }
+        for (int i = 0; i < n; i++) {
+            first[p][i] = masked == 0 ? 0 : masked == 1 ? below(2) * i : below(PHI3C_TILE);
+            last[p][i] = masked == 0 ? PHI3C_TILE : first[p][i] + 1 + below(PHI3C_TILE - first[p][i]);
+            if (masked == 1) last[p][i] = PHI3C_TILE - n + i + 1; /* causal */
+        }
+        for (int j = 0; masked && j < PHI3C_TILE; j++) { /* seen by at most one: poison for every other */
+            int seen = 0;
+            for (int i = 0; i < n; i++) seen += j >= first[p][i] && j < last[p][i];
+            for (int d = 0; !seen && d < head_dim; d++) {
+                k[p][d * PHI3C_TILE + j] = 0x7e00;
+                v[p][j * head_dim + d] = 0x7c00;
+            }
+        }
+    }
+    for (int p = 0; p < PAGES; p++) {
+        scalar.attend_tile(max[0], sum[0], o[0], q, k[p], v[p], first[p], last[p], n, head_dim);
+        tested.attend_tile(max[1], sum[1], o[1], q, k[p], v[p], first[p], last[p], n, head_dim);
+        check(all_same(max[1], max[0], n) && all_same(sum[1], sum[0], n) && all_same(o[1], o[0], n * head_dim),
+              "head_dim %d, %d queries, mask %d, page %d", head_dim, n, masked, p);
+    }
+    for (int i = 0; i < n; i++) {
+        double score[KEYS], largest = -INFINITY, total = 0, slack = 0;
+        for (int key = 0; key < KEYS; key++) {
+            int p = key / PHI3C_TILE, j = key % PHI3C_TILE;
+            double size = 0;
+            score[key] = 0;
+            for (int d = 0; d < head_dim; d++) {
+                double product = (double)q[i * head_dim + d] * f16_to_f32(k[p][d * PHI3C_TILE + j]);
+                score[key] += product;
+                size += fabs(product);
+            }
+            if (j < first[p][i] || j >= last[p][i]) {
+                score[key] = -INFINITY;
+                continue;
+            }
+            largest = fmax(largest, score[key]);
+            slack = fmax(slack, size);
+        }
+        for (int key = 0; key < KEYS; key++) total += score[key] = exp(score[key] - largest);
+        /* a weight is off by its score's error (a chain of head_dim roundings, and the rounded difference), by 2 EPS of
+         * exp, and so is the total; then a chain over the keys, and the rescaling of each page */
+        double tolerance = (2 * ((head_dim + 1) * slack + 2) + 2 * KEYS + 4 * PAGES) * EPS;
+        for (int d = 0; d < head_dim; d++) {
+            double y = 0, size = 0;
+            for (int key = 0; key < KEYS; key++) {
+                if (score[key] == 0) continue;
+                double term = score[key] * f16_to_f32(v[key / PHI3C_TILE][key % PHI3C_TILE * head_dim + d]);
+                y += term;
+                size += fabs(term);
+            }
+            double got = (double)o[1][i * head_dim + d] / sum[1][i];
+            check(fabs(got - y / total) <= tolerance * size / total, "head_dim %d: %g, not %g", head_dim, got,
+                  y / total);
+        }
+    }
+    for (int p = 0; p < PAGES; p++) free(k[p]), free(v[p]), free(first[p]), free(last[p]);
+    for (int s = 0; s < 2; s++) free(max[s]), free(sum[s]), free(o[s]);
+    free(q);
+}
+
+/* -- operations on a pool --------------------------------------------------------------------------------- */
+
+static const int pool_sizes[] = {1, 2, 3, 5};
+
+static phi3c_pool *new_pool(int n_threads) {
+    phi3c_pool *pool = phi3c_pool_new(n_threads);
+    if (!pool) exit(2);
+    return pool;
+}
+
+static phi3c_activation new_activation(int64_t n, int64_t columns) {
+    return (phi3c_activation){exactly((size_t)(n * columns) * 4), exactly((size_t)n * phi3c_x8_bytes(columns)),
+                              columns};
+}
+
+static block_x8 *blocks_of(phi3c_activation a, int64_t row) {
+    return (block_x8 *)(a.x8 + (size_t)row * phi3c_x8_bytes(a.columns));
+}
+
+static int same_activation(phi3c_activation a, phi3c_activation b, int64_t n) {
+    int same = all_same(a.f32, b.f32, n * a.columns);
+    for (int64_t i = 0; i < n; i++) same &= same_blocks(blocks_of(a, i), blocks_of(b, i), a.columns);
+    return same;
+}
+
+static void free_activation(phi3c_activation a) {
+    free(a.f32);
+    free(a.x8);
+}
+
+/* Segments of several types, in panels that are not full, against one call of the scalar tile a panel. */
+static void check_matmul(void) {
+    static const int segment_types[] = {10, 12, 1, 7}, segment_rows[] = {37, 20, 5, 16}; /* indices of `types` */
+    enum { SEGMENTS = 4, ROWS = 37 + 20 + 5 + 16, COLUMNS = 512, MAX_N = 53 };
+    phi3c_pool *one = new_pool(1);
+    phi3c_segment segments[SEGMENTS];
+    for (int s = 0; s < SEGMENTS; s++) {
+        int t = segment_types[s], type = types[t].type;
+        size_t n_bytes = row_bytes(type, COLUMNS);
+        uint8_t *src = exactly((size_t)segment_rows[s] * n_bytes),
+                *panels = exactly(phi3c_packed_bytes(type, segment_rows[s], COLUMNS));
+        for (int r = 0; r < segment_rows[s]; r++) random_row(src + (size_t)r * n_bytes, t, COLUMNS, 0);
+        phi3c_pack(panels, src, type, segment_rows[s], COLUMNS, NULL, one);
+        segments[s] = (phi3c_segment){type, segment_rows[s], panels};
+        free(src);
+    }
+    static const int batches[] = {1, 7, 24, 25, MAX_N};
+    for (int b = 0; b < 5; b++) {
+        int n = batches[b];
+        phi3c_activation x = new_activation(n, COLUMNS);
+        for (int i = 0; i < n; i++) random_activation(x.f32 + i * COLUMNS, COLUMNS, i % USUAL_KINDS);
+        phi3c_quantize(x, n, one);
+        float *expected = exactly((size_t)n * ROWS * 4), *start = exactly((size_t)n * ROWS * 4);
+        for (int i = 0; i < n * ROWS; i++) start[i] = normal();
+        for (int s = 0, row = 0; s < SEGMENTS; row += segment_rows[s++])
+            for (int r = 0; r < segment_rows[s]; r += 16) {
+                float tile[MAX_N * 16];
+                int type = segments[s].type;
+                const uint8_t *panel = segments[s].panels + phi3c_packed_bytes(type, r, COLUMNS);
+                scalar.tile[type](tile, panel, is_float(type) ? (uint8_t *)x.f32 : x.x8,
+                                  is_float(type) ? COLUMNS * 4 : phi3c_x8_bytes(COLUMNS), n, COLUMNS);
+                for (int i = 0; i < n; i++)
+                    for (int l = 0; l < 16 && r + l < segment_rows[s]; l++)
+                        expected[i * ROWS + row + r + l] = tile[i * 16 + l];
+            }
+        for (int p = 0; p < 4; p++) {
+            phi3c_pool *pool = new_pool(pool_sizes[p]);
+            float *out = exactly((size_t)n * ROWS * 4);
+            phi3c_matmul(out, segments, SEGMENTS, x, n, 0, pool);
+            check(all_same(out, expected, n * ROWS), "%d tokens, %d threads", n, pool_sizes[p]);
+            memcpy(out, start, (size_t)n * ROWS * 4);
+            phi3c_matmul(out, segments, SEGMENTS, x, n, 1, pool);
+            int ok = 1;
+            for (int i = 0; i < n * ROWS; i++) ok &= same(out[i], start[i] + expected[i]);
+            check(ok, "%d tokens added, %d threads", n, pool_sizes[p]);
+            free(out);
+            phi3c_pool_free(pool);
+        }
+        free(start);
+        free(expected);
+        free_activation(x);
+    }
+    for (int s = 0; s < SEGMENTS; s++) free((void *)segments[s].panels);
+    phi3c_pool_free(one);
+}
+
+/* The operations that spread rows over a pool give what the row kernels give. */
+static void check_rows(void) {
+    enum { N = 9, COLUMNS = 576 };
+    float *x = exactly(N * 2 * COLUMNS * 4), *weight = exactly(COLUMNS * 4);
+    random_activation(x, N * 2 * COLUMNS, 0);
+    random_activation(weight, COLUMNS, 0);
+    phi3c_activation normed = new_activation(N, COLUMNS), gated = new_activation(N, COLUMNS);
+    for (int i = 0; i < N; i++) {
+        float *y = normed.f32 + i * COLUMNS, *z = gated.f32 + i * COLUMNS, *gate = x + 2 * i * COLUMNS;
+        scalar.rms_norm_row(y, x + i * COLUMNS, weight, 1e-6f, COLUMNS);
+        scalar.silu_mul_row(z, gate, gate + COLUMNS, COLUMNS);
+        quantised(&scalar, (uint8_t *)blocks_of(normed, i), y, COLUMNS);
+        quantised(&scalar, (uint8_t *)blocks_of(gated, i), z, COLUMNS);
+    }
+    for (int p = 0; p < 4; p++) {
+        phi3c_pool *pool = new_pool(pool_sizes[p]);
+        phi3c_activation out = new_activation(N, COLUMNS);
+        phi3c_rms_norm(out, x, weight, 1e-6f, N, pool);
+        check(same_activation(out, normed, N), "rms_norm, %d threads", pool_sizes[p]);
+        memset(out.x8, 0xff, N * phi3c_x8_bytes(COLUMNS));
+        phi3c_quantize(out, N, pool);
+        check(same_activation(out, normed, N), "quantize, %d threads", pool_sizes[p]);
+        phi3c_silu_mul(out, x, N, pool);
+        check(same_activation(out, gated, N), "silu_mul, %d threads", pool_sizes[p]);
+        free_activation(out);
+        phi3c_pool_free(pool);
+    }
+    free_activation(gated);
+    free_activation(normed);
+    free(weight);
+    free(x);
+}
+
+static void count_items(void *arg, int64_t first, int64_t last) {
+    for (int64_t i = first; i < last; i++) atomic_fetch_add((atomic_int *)arg + i, 1);
+}
+
+/* Every item of every job runs once, on more threads than there are cores. */
+static void check_pool(int n_threads, int jobs) {
+    enum { MOST = 40 };
+    phi3c_pool *pool = new_pool(n_threads);
+    check(phi3c_pool_size(pool) == n_threads, "size");
+    for (int job = 0; job < jobs; job++) {
+        atomic_int done[MOST] = {0};
+        int n = below(MOST + 1), ok = 1;
+        phi3c_pool_run(pool, count_items, done, n, 1 + below(4));
+        for (int i = 0; i < MOST; i++) ok &= done[i] == (i < n);
+        check(ok, "%d threads, job %d", n_threads, job);
+    }
+    phi3c_pool_free(pool);
+}
+
+/* -- all of it -------------------------------------------------------------------------------------------- */
+
+static void check_isa(const char *isa) {
+    static const int64_t widths[] = {32, 96, 256, 576, 512, 768};
+    static const int head_dims[] = {16, 32, 48, 64, 80, 96, 128};
+    phi3c_init(isa);
+    tested = phi3c_kernel;
+    phi3c_pool *pool = new_pool(1);
+    for (int t = 0; t < N_TYPES; t++) {
+        char operation[32];
+        for (int w = 0; w < 6; w++)
+            for (int round = 0; runs_on(types[t].type, widths[w]) && round < ROW_KINDS; round++)
+                check_tile(t, widths[w], round, pool);
+        snprintf(operation, sizeof operation, "tile %s", types[t].name);
+        report(isa, operation);
+    }
+    check_quantize();
+    report(isa, "quantize_row");
+    check_rms_norm();
+    report(isa, "rms_norm_row");
+    check_silu_mul();
+    report(isa, "silu_mul_row");
+    check_to_f16();
+    report(isa, "to_f16");
+    for (int h = 0; h < 7; h++)
+        for (int n = 1; n <= 9; n++)
+            for (int masked = 0; masked < 3; masked++) check_attend(n, head_dims[h], masked);
+    report(isa, "attend_tile");
+    check_matmul();
+    report(isa, "phi3c_matmul");
+    check_rows();
+    report(isa, "rows over a pool");
+    phi3c_pool_free(pool);
+}
+
+int main(void) {
+    phi3c_init("scalar");
+    scalar = phi3c_kernel;
+    phi3c_pool *pool = new_pool(2);
+    for (int t = 0; t < N_TYPES; t++)
+        for (int64_t columns = 32; columns <= 768; columns += 32)
+            if (runs_on(types[t].type, columns)) check_pack(t, columns, pool);
+    phi3c_pool_free(pool);
+    report("pack", "there and back");
+    check_pool(2, 10000);
+    check_pool(8, 10000);
+    report("pool", "every item once");
+    for (int i = 0; phi3c_available_isa(i); i++) check_isa(phi3c_available_isa(i));
+    printf("%ld passed, %ld failed\n", passed, failed);
+    return failed != 0;
+}
