@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import ctypes
 import re
 import subprocess
@@ -14,7 +15,7 @@ import pytest
 import phi3c
 from phi3c import _kernels
 
-CSRC = Path(__file__).resolve().parents[1] / "csrc"
+ROOT = Path(__file__).resolve().parents[1]
 
 
 def run(code: str) -> subprocess.CompletedProcess[str]:
@@ -55,10 +56,18 @@ def test_version_and_command_are_those_of_the_distribution() -> None:
     assert command.value == "phi3c.cli:main"
 
 
+def test_stub_names_what_the_extension_has() -> None:
+    stub = ast.parse((ROOT / "src/phi3c/_kernels.pyi").read_text(encoding="utf-8"))
+    named = {node.target.id for node in stub.body if isinstance(node, ast.AnnAssign)}
+    named |= {node.name for node in stub.body if isinstance(node, ast.FunctionDef | ast.ClassDef)}
+    imported = {"os"}
+    assert named == {name for name in dir(_kernels) if not name.startswith("_")} - imported
+
+
 def test_the_extension_exports_its_entry_point_only() -> None:
     library = ctypes.CDLL(_kernels.__file__)
     assert library.PyInit__kernels
-    header = (CSRC / "phi3c.h").read_text(encoding="utf-8")
+    header = (ROOT / "csrc/phi3c.h").read_text(encoding="utf-8")
     functions = set(re.findall(r"\b(phi3c_\w+)\(", header))
     assert {"phi3c_init", "phi3c_matmul"} <= functions
     for name in [*functions, "phi3c_kernel", "phi3c_kernels_scalar", "phi3c_layouts"]:

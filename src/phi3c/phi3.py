@@ -14,6 +14,7 @@ from .cache import Sequence as CachedSequence
 from .config import Config
 from .errors import OutOfMemoryError, UnsupportedQuantError
 from .gguf import GGUFFile, TensorInfo
+from .memory import total_memory
 
 Progress = Callable[[str, int, int], None]
 
@@ -179,7 +180,8 @@ def rope_frequencies(config: Config) -> NDArray[np.float64]:
 def neox_order(rows: int, head_dim: int, rope_dims: int) -> NDArray[np.int64]:
     """For each row of a NeoX-rotated q or k matrix, its row in a `llama` file.
 
-    There the pairs that rotate together are adjacent rows, 2 j and 2 j + 1 of a head; here they are rope_dims / 2 apart.
+    There the pairs that rotate together are adjacent rows, 2 j and 2 j + 1 of a head; here they are
+    rope_dims / 2 apart.
     """
     head = np.arange(head_dim)
     head[:rope_dims] = head[:rope_dims].reshape(-1, 2).T.ravel()
@@ -204,6 +206,12 @@ class _Loader:
                         tensor.type.name,
                     )
                 self.total += _kernels.packed_bytes(tensor.type, tensor.rows, tensor.columns)
+        memory = total_memory()
+        if memory is not None and self.total > memory:
+            raise OutOfMemoryError(
+                f"{file.path}: the weights take {self.total / 1e9:.1f} GB, this machine has "
+                f"{memory / 1e9:.1f} GB; use a smaller model or one with fewer bits per weight"
+            )
         try:
             self.arena = _kernels.Arena(self.total)
         except MemoryError as error:
@@ -228,7 +236,9 @@ class _Loader:
                 ("attn_q.weight", "attn_k.weight")
             )
             order = (
-                neox_order(tensor.rows, self.config.head_dim, self.config.rope_dimension_count) if permuted else None
+                neox_order(tensor.rows, self.config.head_dim, self.config.rope_dimension_count)
+                if permuted
+                else None
             )
             matrix.append(self.file.data(name), tensor.type, tensor.rows, order, self.pool)
             self.file.release(name)

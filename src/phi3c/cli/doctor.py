@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import platform
 import sys
 
@@ -32,6 +31,7 @@ def diagnose() -> dict[str, object]:
 
     import phi3c
     from phi3c import hub
+    from phi3c.memory import total_memory
     from phi3c.threads import default_threads
 
     threads = default_threads()
@@ -42,7 +42,7 @@ def diagnose() -> dict[str, object]:
         **_instruction_sets(),
         "threads": threads.count,
         "thread_derivation": threads.derivation,
-        "memory_bytes": memory(),
+        "memory_bytes": total_memory(),
         "phi3c_cache": str(hub.cache_folder()),
         "hub_cache": constants.HF_HUB_CACHE,
         "hub_endpoint": constants.ENDPOINT + (" (offline)" if constants.HF_HUB_OFFLINE else ""),
@@ -74,10 +74,3 @@ def _dependencies() -> dict[str, str]:
         except PackageNotFoundError:
             versions[name] = "missing"
     return versions
-
-
-def memory() -> int | None:
-    """Physical memory in bytes; None where the system does not tell."""
-    if sys.platform == "win32":
-        return None
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
