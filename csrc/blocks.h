@@ -36,8 +36,10 @@ static_assert(sizeof(block_q4_K) == 144, "q4_K");
 static_assert(sizeof(block_q5_K) == 176, "q5_K");
 static_assert(sizeof(block_q6_K) == 210, "q6_K");
 
-/* A group of activations has outliers when its largest magnitude exceeds this many times its block's mean. */
+/* A group of 32 activations gets a part in the second block when its largest magnitude exceeds OUTLIER times the mean
+ * magnitude of its block, or is below the block's largest by a factor of more than FAINT. */
 #define OUTLIER 12.0f
+#define FAINT 32.0f
 
 /* 256 activations in block floating point: x[i] = q[i] * 2^shift[i / 32] * d.
  *
@@ -46,10 +48,10 @@ static_assert(sizeof(block_q6_K) == 210, "q6_K");
  * whole block times q6_K weights, 256 * 127 * 32 * 128 * 8 = 1.07e9, fits int32. A short last block is padded
  * with zeros.
  *
- * A group whose largest magnitude exceeds 12 times the block's mean magnitude would round its other members away:
- * its bit in `outliers` is set, and what rounding left of it is quantised once more, in a second block that holds 0
- * for all other groups. Mean KL to float32 on the 135M test model: 0.0167 with one int8 scale per 256, 0.0042 with
- * the shifts, 0.0015 with the second block, which 8.5 % of the groups take part in. */
+ * A group that holds an outlier would round its other members away, and one that stands beside a very large outlier
+ * has fewer than 5 bits left: their bits in `outliers` are set, and what rounding left of them is quantised once
+ * more, in a second block that holds 0 for all other groups. Mean KL to float32 on the 135M test model: 0.0167 with
+ * one int8 scale per 256, 0.0042 with the shifts, 0.0014 with the second block (docs/accuracy.md). */
 typedef struct {
     int8_t q[256];
     int32_t shift[8];

@@ -34,6 +34,19 @@ typedef struct {
 extern phi3c_kernels phi3c_kernel; /* those in use */
 extern const phi3c_kernels phi3c_kernels_scalar, phi3c_kernels_avx2, phi3c_kernels_avx512;
 
+/* Which groups of a quantised block need a part in the second: those that exceed OUTLIER times the mean of n
+ * magnitudes, which add up to `sum`, and those fainter than the largest by a factor of more than FAINT. */
+static inline uint32_t find_outliers(const block_x8 *block, const float group[8], float sum, int n) {
+    if (block->d == 0.0f || block->d != block->d) return 0;
+    float limit = OUTLIER * sum, largest = 0.0f;
+    uint32_t outliers = 0;
+    for (int j = 0; j < 8; j++)
+        if (group[j] > largest) largest = group[j];
+    for (int j = 0; j < 8; j++)
+        if (group[j] * (float)n > limit || (group[j] > 0.0f && group[j] * FAINT < largest)) outliers |= 1u << j;
+    return outliers;
+}
+
 /* float <-> half by integers: exact, round to nearest even */
 static inline float f16_to_f32(f16 h) {
     uint32_t sign = (uint32_t)(h & 0x8000) << 16, exponent = (h >> 10) & 31, mantissa = h & 0x3ff, bits;

@@ -251,8 +251,9 @@ def test_required_keys(tmp_path: Path, key: str) -> None:
         ("rope.freq_base", math.inf, "freq_base is inf"),
         ("rope.freq_base", "big", "freq_base is 'big'"),
         ("rope.dimension_count", 0, "dimension_count is 0"),
-        ("rope.dimension_count", 15, "dimension_count 15 is odd"),
-        ("rope.dimension_count", 18, "dimension_count 18 is odd or above"),
+        ("rope.dimension_count", 15, "dimension_count 15 is not an even number"),
+        ("rope.dimension_count", 0, "must be a whole number from 1 up"),
+        ("rope.dimension_count", 18, "dimension_count 18 is not an even number from 2 to"),
         ("attention.sliding_window", -1, "sliding_window is -1"),
     ],
 )

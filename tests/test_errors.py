@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import pickle
 
 import pytest
 
@@ -64,6 +65,8 @@ FIELDS = {
 @pytest.mark.parametrize("name", BUILTINS)
 def test_message_and_fields(name: str) -> None:
     error = getattr(errors, name)("what happened", **FIELDS.get(name, {}))
-    assert str(error) == "what happened"
-    for field, value in FIELDS.get(name, {}).items():
-        assert getattr(error, field) == value
+    for copy in (error, pickle.loads(pickle.dumps(error))):
+        assert type(copy) is type(error)
+        assert str(copy) == "what happened"
+        for field, value in FIELDS.get(name, {}).items():
+            assert getattr(copy, field) == value

@@ -172,8 +172,7 @@ INLINE void quantised_tile(int type, float *out, const uint8_t *panel, const uin
                 k_super(type, part + TOKENS, p, block + TOKENS, n_second);
             }
             for (int t = 0; t < tokens; t++) add_part(out + t * 16, part[t], block[t]->d);
-            for (int i = 0; i < n_second; i++)
-                add_part(out + owner[i] * 16, part[TOKENS + i], block[TOKENS + i]->d);
+            for (int i = 0; i < n_second; i++) add_part(out + owner[i] * 16, part[TOKENS + i], block[TOKENS + i]->d);
             p += bytes32 * (size_t)n32;
         }
     }
@@ -181,7 +180,7 @@ INLINE void quantised_tile(int type, float *out, const uint8_t *panel, const uin
 
 /* Float weights: four partial sums, of columns 0, 1, 2 and 3 modulo 4, joined as (0 + 1) + (2 + 3). */
 INLINE void float_tile(int type, float *out, const uint8_t *panel, const uint8_t *x, size_t x_stride, int n,
-                              int64_t columns) {
+                       int64_t columns) {
     for (int t = 0; t < n; t++)
         for (int lane = 0; lane < 16; lane++) {
             const float *row = (const float *)(x + (size_t)t * x_stride);
@@ -200,9 +199,9 @@ INLINE void float_tile(int type, float *out, const uint8_t *panel, const uint8_t
         }
 }
 
-#define TILE(name, kind, type)                                                                                        \
-    static void name(float *out, const uint8_t *panel, const uint8_t *x, size_t x_stride, int n, int64_t columns) {   \
-        kind(type, out, panel, x, x_stride, n, columns);                                                              \
+#define TILE(name, kind, type)                                                                                         \
+    static void name(float *out, const uint8_t *panel, const uint8_t *x, size_t x_stride, int n, int64_t columns) {    \
+        kind(type, out, panel, x, x_stride, n, columns);                                                               \
     }
 TILE(tile_f32, float_tile, PHI3C_F32)
 TILE(tile_f16, float_tile, PHI3C_F16)
@@ -235,8 +234,9 @@ static float sum_lanes(const float lanes[16]) {
     return sum[0];
 }
 
-/* A block whose largest magnitude is below 2^-100 is zero; one that holds an infinity or NaN becomes NaN. */
-static void quantize_plain(block_x8 *out, const float x[256]) {
+/* group: largest magnitudes of the groups of 32. A block whose largest magnitude is below 2^-100 is zero; one that
+ * holds an infinity or NaN becomes NaN. */
+static void quantize_plain(block_x8 *out, float group[8], const float x[256]) {
     uint32_t group_bits[8] = {0}, block_bits = 0;
     for (int i = 0; i < 256; i++)
         if (magnitude_bits(x[i]) > group_bits[i / 32]) group_bits[i / 32] = magnitude_bits(x[i]);
@@ -244,6 +244,7 @@ static void quantize_plain(block_x8 *out, const float x[256]) {
         if (group_bits[j] > block_bits) block_bits = group_bits[j];
     float largest;
     memcpy(&largest, &block_bits, 4);
+    memcpy(group, group_bits, sizeof group_bits);
 
     memset(out, 0, sizeof *out);
     if (block_bits >= 0x7f800000u) {
@@ -254,9 +255,7 @@ static void quantize_plain(block_x8 *out, const float x[256]) {
     out->d = largest / 1016.0f; /* 127 * 8 */
     float scale = 127.0f / largest;
     for (int j = 0; j < 8; j++) {
-        float group;
-        memcpy(&group, &group_bits[j], 4);
-        int doublings = (group * 2.0f <= largest) + (group * 4.0f <= largest) + (group * 8.0f <= largest);
+        int doublings = (group[j] * 2.0f <= largest) + (group[j] * 4.0f <= largest) + (group[j] * 8.0f <= largest);
         float group_scale = scale * (float)(1 << doublings);
         int sum[2] = {0, 0};
         for (int i = 0; i < 32; i++) {
@@ -275,23 +274,20 @@ static void quantize_plain(block_x8 *out, const float x[256]) {
     }
 }
 
-/* Groups with outliers are those whose largest magnitude, times n, exceeds 12 times the sum of magnitudes, which is
- * added up in 16 strided lanes. What rounding left of them is x - q * (2^shift d), by one fused multiply-add. */
+/* Magnitudes are added up in 16 strided lanes. What rounding left of an outlier group is x - q * (2^shift d), by one
+ * fused multiply-add. */
 static void quantize_block(block_x8 *out, block_x8 *second, const float *x, int n) {
-    float padded[256] = {0}, left[256] = {0}, lanes[16] = {0};
+    float padded[256] = {0}, left[256] = {0}, lanes[16] = {0}, group[8];
     memcpy(padded, x, (size_t)n * sizeof(float));
-    quantize_plain(out, padded);
+    quantize_plain(out, group, padded);
     for (int i = 0; i < 256; i++) lanes[i % 16] += fabsf(padded[i]);
-    float limit = OUTLIER * sum_lanes(lanes);
-    for (int i = 0; i < 256; i++)
-        if (fabsf(padded[i]) * (float)n > limit) out->outliers |= 1u << (i / 32);
-    if (out->d == 0.0f || out->d != out->d) out->outliers = 0;
+    out->outliers = find_outliers(out, group, sum_lanes(lanes), n);
     second->d = 0.0f;
     if (!out->outliers) return;
     for (int i = 0; i < 256; i++)
         if (out->outliers >> (i / 32) & 1)
             left[i] = fmaf((float)-out->q[i], out->d * (float)(1 << out->shift[i / 32]), padded[i]);
-    quantize_plain(second, left);
+    quantize_plain(second, group, left);
 }
 
 static void quantize_row(block_x8 *out, block_x8 *second, const float *x, int64_t columns) {
@@ -362,9 +358,18 @@ static void attend_tile(float *max, float *sum, float *o, const float *q, const 
 
 const phi3c_kernels phi3c_kernels_scalar = {
     .name = "scalar",
-    .tile = {[PHI3C_F32] = tile_f32, [PHI3C_F16] = tile_f16, [PHI3C_BF16] = tile_bf16, [PHI3C_Q4_0] = tile_q4_0,
-             [PHI3C_Q4_1] = tile_q4_1, [PHI3C_Q5_0] = tile_q5_0, [PHI3C_Q5_1] = tile_q5_1, [PHI3C_Q8_0] = tile_q8_0,
-             [PHI3C_Q2_K] = tile_q2_K, [PHI3C_Q3_K] = tile_q3_K, [PHI3C_Q4_K] = tile_q4_K, [PHI3C_Q5_K] = tile_q5_K,
+    .tile = {[PHI3C_F32] = tile_f32,
+             [PHI3C_F16] = tile_f16,
+             [PHI3C_BF16] = tile_bf16,
+             [PHI3C_Q4_0] = tile_q4_0,
+             [PHI3C_Q4_1] = tile_q4_1,
+             [PHI3C_Q5_0] = tile_q5_0,
+             [PHI3C_Q5_1] = tile_q5_1,
+             [PHI3C_Q8_0] = tile_q8_0,
+             [PHI3C_Q2_K] = tile_q2_K,
+             [PHI3C_Q3_K] = tile_q3_K,
+             [PHI3C_Q4_K] = tile_q4_K,
+             [PHI3C_Q5_K] = tile_q5_K,
              [PHI3C_Q6_K] = tile_q6_K},
     .attend_tile = attend_tile,
     .quantize_row = quantize_row,

@@ -371,7 +371,7 @@ INLINE int sum_i32(__m256i v) {
     return _mm_cvtsi128_si32(_mm_add_epi32(s, _mm_shuffle_epi32(s, 0xb1)));
 }
 
-static void quantize_plain(block_x8 *out, const float x[256]) {
+static void quantize_plain(block_x8 *out, float group[8], const float x[256]) {
     const __m256i magnitude = _mm256_set1_epi32(0x7fffffff);
     uint32_t group_bits[8] = {0}, block_bits = 0;
     for (int j = 0; j < 8; j++) {
@@ -383,6 +383,7 @@ static void quantize_plain(block_x8 *out, const float x[256]) {
     }
     float largest;
     memcpy(&largest, &block_bits, 4);
+    memcpy(group, group_bits, sizeof group_bits);
     memset(out, 0, sizeof *out);
     if (block_bits >= 0x7f800000u) {
         out->d = NAN;
@@ -392,9 +393,7 @@ static void quantize_plain(block_x8 *out, const float x[256]) {
     out->d = largest / 1016.0f;
     float scale = 127.0f / largest;
     for (int j = 0; j < 8; j++) {
-        float group;
-        memcpy(&group, &group_bits[j], 4);
-        int doublings = (group * 2.0f <= largest) + (group * 4.0f <= largest) + (group * 8.0f <= largest);
+        int doublings = (group[j] * 2.0f <= largest) + (group[j] * 4.0f <= largest) + (group[j] * 8.0f <= largest);
         int shift = 3 - doublings, sum[2];
         __m256 group_scale = _mm256_set1_ps(scale * (float)(1 << doublings));
         for (int i = 0; i < 2; i++) {
@@ -414,22 +413,16 @@ static void quantize_plain(block_x8 *out, const float x[256]) {
     }
 }
 
-/* As in kernels_scalar.c: 16 lanes of magnitudes, then the groups with outliers once more. */
+/* As in kernels_scalar.c: 16 lanes of magnitudes, then the outliers once more. */
 static void quantize_block(block_x8 *out, block_x8 *second, const float *x, int n) {
     const __m256 sign = _mm256_set1_ps(-0.0f);
-    float padded[256] = {0}, left[256] = {0};
+    float padded[256] = {0}, left[256] = {0}, group[8];
     if (n < 256) x = memcpy(padded, x, (size_t)n * sizeof(float));
-    quantize_plain(out, x);
+    quantize_plain(out, group, x);
     __m256 lanes[2] = {_mm256_setzero_ps(), _mm256_setzero_ps()};
     for (int i = 0; i < 256; i += 8)
         lanes[i / 8 % 2] = _mm256_add_ps(lanes[i / 8 % 2], _mm256_andnot_ps(sign, _mm256_loadu_ps(x + i)));
-    __m256 limit = _mm256_set1_ps(OUTLIER * sum_lanes(lanes[0], lanes[1])), count = _mm256_set1_ps((float)n);
-    for (int i = 0; i < 256; i += 8) {
-        __m256 magnitude = _mm256_andnot_ps(sign, _mm256_loadu_ps(x + i));
-        if (_mm256_movemask_ps(_mm256_cmp_ps(_mm256_mul_ps(magnitude, count), limit, _CMP_GT_OQ)))
-            out->outliers |= 1u << (i / 32);
-    }
-    if (out->d == 0.0f || out->d != out->d) out->outliers = 0;
+    out->outliers = find_outliers(out, group, sum_lanes(lanes[0], lanes[1]), n);
     second->d = 0.0f;
     if (!out->outliers) return;
     for (int i = 0; i < 256; i += 8) {
@@ -438,7 +431,7 @@ static void quantize_block(block_x8 *out, block_x8 *second, const float *x, int 
         __m256 step = _mm256_set1_ps(out->d * (float)(1 << out->shift[i / 32]));
         _mm256_storeu_ps(left + i, _mm256_fnmadd_ps(q, step, _mm256_loadu_ps(x + i)));
     }
-    quantize_plain(second, left);
+    quantize_plain(second, group, left);
 }
 
 static void quantize_row(block_x8 *out, block_x8 *second, const float *x, int64_t columns) {

@@ -68,8 +68,8 @@ INLINE void unpack32(const int type, __m512i w[8], const uint8_t *p, int s, int 
         UNROLL for (int g = 0; g < 8; g++) w[g] = bits(load(p + g * 64), 2 * j, 0, 3);
     } else if (type == PHI3C_Q3_K) {
         const uint8_t *hmask = p + 32 + 192, *qs = hmask + 512 + half * 512;
-        UNROLL for (int g = 0; g < 8; g++)
-            w[g] = _mm512_or_si512(bits(load(qs + g * 64), 2 * j, 0, 3), bits(load(hmask + g * 64), s, 2, 1));
+        UNROLL for (int g = 0; g < 8; g++) w[g] =
+            _mm512_or_si512(bits(load(qs + g * 64), 2 * j, 0, 3), bits(load(hmask + g * 64), s, 2, 1));
     } else { /* Q6_K */
         const uint8_t *qh = p + 32 + 256, *ql = qh + 1024 + half * 1024 + j % 2 * 512;
         qh += half * 512;
@@ -81,8 +81,8 @@ INLINE void unpack32(const int type, __m512i w[8], const uint8_t *p, int s, int 
 }
 
 /* Legacy types: 32 columns, one float scale (and min). */
-INLINE void legacy_super(const int type, const int M, __m512 part[], const uint8_t *p, const uint8_t *x, size_t x_stride,
-                         int n32, uint32_t groups) {
+INLINE void legacy_super(const int type, const int M, __m512 part[], const uint8_t *p, const uint8_t *x,
+                         size_t x_stride, int n32, uint32_t groups) {
     const int bias = type == PHI3C_Q4_0 ? 3 : type == PHI3C_Q5_0 ? 4 : 7; /* log2; unused by the types with a min */
     const int has_min = type == PHI3C_Q4_1 || type == PHI3C_Q5_1;
     UNROLL for (int t = 0; t < M; t++) part[t] = _mm512_setzero_ps();
@@ -90,11 +90,11 @@ INLINE void legacy_super(const int type, const int M, __m512 part[], const uint8
         if (!(groups >> s & 1)) continue;
         __m512i w[8], sum[TOKENS];
         unpack32(type, w, p, s, n32);
-        UNROLL for (int t = 0; t < M; t++)
-            sum[t] = has_min ? _mm512_setzero_si512()
-                             : _mm512_slli_epi32(broadcast32(&token(x, x_stride, t)->nsum32[s]), (unsigned)bias);
-        UNROLL for (int g = 0; g < 8; g++)
-            UNROLL for (int t = 0; t < M; t++) sum[t] = dot4(sum[t], w[g], token(x, x_stride, t)->q + 32 * s + 4 * g);
+        UNROLL for (int t = 0; t < M; t++) sum[t] =
+            has_min ? _mm512_setzero_si512()
+                    : _mm512_slli_epi32(broadcast32(&token(x, x_stride, t)->nsum32[s]), (unsigned)bias);
+        UNROLL for (int g = 0; g < 8; g++) UNROLL for (int t = 0; t < M; t++) sum[t] =
+            dot4(sum[t], w[g], token(x, x_stride, t)->q + 32 * s + 4 * g);
         __m512 d = load_halves(p + s * 32), m = has_min ? load_halves(p + n32 * 32 + s * 32) : d;
         UNROLL for (int t = 0; t < M; t++) {
             const block_x8 *block = token(x, x_stride, t);
@@ -152,8 +152,8 @@ INLINE void k32_super(const int type, const int M, __m512 part[], const uint8_t 
         }
     }
     __m512 d = load_halves(p), dmin = load_halves(p + 32);
-    UNROLL for (int t = 0; t < M; t++)
-        part[t] = _mm512_fnmadd_ps(dmin, _mm512_cvtepi32_ps(minsum[t]), _mm512_mul_ps(d, _mm512_cvtepi32_ps(total[t])));
+    UNROLL for (int t = 0; t < M; t++) part[t] =
+        _mm512_fnmadd_ps(dmin, _mm512_cvtepi32_ps(minsum[t]), _mm512_mul_ps(d, _mm512_cvtepi32_ps(total[t])));
 }
 
 /* q2_K, q3_K, q6_K: groups of 16 columns. */
@@ -177,12 +177,11 @@ INLINE void k16_super(const int type, const int M, __m512 part[], const uint8_t 
                 second[t] = _mm512_slli_epi32(broadcast32(&block->nsum16[2 * s + 1]), (unsigned)bias);
             }
         }
-        UNROLL for (int g = 0; g < 4; g++)
-            UNROLL for (int t = 0; t < M; t++) {
-                const int8_t *a = token(x, x_stride, t)->q + 32 * s + 4 * g;
-                first[t] = dot4(first[t], w[g], a);
-                second[t] = dot4(second[t], w[g + 4], a + 16);
-            }
+        UNROLL for (int g = 0; g < 4; g++) UNROLL for (int t = 0; t < M; t++) {
+            const int8_t *a = token(x, x_stride, t)->q + 32 * s + 4 * g;
+            first[t] = dot4(first[t], w[g], a);
+            second[t] = dot4(second[t], w[g + 4], a + 16);
+        }
         __m128i bytes0 = _mm_loadu_si128((const __m128i *)(scales + s * 32));
         __m128i bytes1 = _mm_loadu_si128((const __m128i *)(scales + s * 32 + 16));
         __m512i scale0, scale1, mins = _mm512_setzero_si512();
@@ -212,8 +211,7 @@ INLINE void k16_super(const int type, const int M, __m512 part[], const uint8_t 
     __m512 d = load_halves(p);
     UNROLL for (int t = 0; t < M; t++) {
         part[t] = _mm512_mul_ps(d, _mm512_cvtepi32_ps(total[t]));
-        if (type == PHI3C_Q2_K)
-            part[t] = _mm512_fnmadd_ps(load_halves(p + 32), _mm512_cvtepi32_ps(minsum[t]), part[t]);
+        if (type == PHI3C_Q2_K) part[t] = _mm512_fnmadd_ps(load_halves(p + 32), _mm512_cvtepi32_ps(minsum[t]), part[t]);
     }
 }
 
@@ -255,8 +253,8 @@ INLINE void quantised_tokens(const int type, const int M, float *out, const uint
     for (int64_t left = columns / 32; left > 0; left -= 8) {
         int n32 = left < 8 ? (int)left : 8;
         super_block(type, M, part, panel, x, x_stride, n32, 0xff);
-        UNROLL for (int t = 0; t < M; t++)
-            sum[t] = _mm512_fmadd_ps(part[t], _mm512_set1_ps(token(x, x_stride, t)->d), sum[t]);
+        UNROLL for (int t = 0; t < M; t++) sum[t] =
+            _mm512_fmadd_ps(part[t], _mm512_set1_ps(token(x, x_stride, t)->d), sum[t]);
         /* Token by token: of six together, 41 % of the groups would have to be gone through for the 8.5 % of each. */
         for (int t = 0; t < M; t++) {
             uint32_t groups = token(x, x_stride, t)->outliers;
@@ -272,11 +270,10 @@ INLINE void quantised_tokens(const int type, const int M, float *out, const uint
 }
 
 /* Float weights, in four partial sums by column modulo 4; see float_tile in kernels_scalar.c. */
-INLINE void float_tokens(const int type, const int M, float *out, const uint8_t *panel, const uint8_t *x, size_t x_stride,
-                         int64_t columns) {
+INLINE void float_tokens(const int type, const int M, float *out, const uint8_t *panel, const uint8_t *x,
+                         size_t x_stride, int64_t columns) {
     __m512 sum[TOKENS][4];
-    UNROLL for (int t = 0; t < M; t++)
-        UNROLL for (int i = 0; i < 4; i++) sum[t][i] = _mm512_setzero_ps();
+    UNROLL for (int t = 0; t < M; t++) UNROLL for (int i = 0; i < 4; i++) sum[t][i] = _mm512_setzero_ps();
     for (int64_t c = 0; c < columns; c += 4) {
         UNROLL for (int i = 0; i < 4; i++) {
             __m512 w;
@@ -293,9 +290,8 @@ INLINE void float_tokens(const int type, const int M, float *out, const uint8_t 
             }
         }
     }
-    UNROLL for (int t = 0; t < M; t++)
-        _mm512_storeu_ps(out + t * 16, _mm512_add_ps(_mm512_add_ps(sum[t][0], sum[t][1]),
-                                                     _mm512_add_ps(sum[t][2], sum[t][3])));
+    UNROLL for (int t = 0; t < M; t++) _mm512_storeu_ps(
+        out + t * 16, _mm512_add_ps(_mm512_add_ps(sum[t][0], sum[t][1]), _mm512_add_ps(sum[t][2], sum[t][3])));
 }
 
 INLINE void tokens(const int type, const int M, float *out, const uint8_t *panel, const uint8_t *x, size_t x_stride,
@@ -316,9 +312,9 @@ INLINE void tile(const int type, float *out, const uint8_t *panel, const uint8_t
     if (n) tokens(type, 1, out, panel, x, x_stride, columns);
 }
 
-#define TILE(name, type)                                                                                              \
-    static void name(float *out, const uint8_t *panel, const uint8_t *x, size_t x_stride, int n, int64_t columns) {   \
-        tile(type, out, panel, x, x_stride, n, columns);                                                              \
+#define TILE(name, type)                                                                                               \
+    static void name(float *out, const uint8_t *panel, const uint8_t *x, size_t x_stride, int n, int64_t columns) {    \
+        tile(type, out, panel, x, x_stride, n, columns);                                                               \
     }
 TILE(tile_f32, PHI3C_F32)
 TILE(tile_f16, PHI3C_F16)
@@ -344,7 +340,7 @@ INLINE float sum_lanes(__m512 v) {
     return _mm_cvtss_f32(_mm_add_ss(b, _mm_movehdup_ps(b)));
 }
 
-static void quantize_plain(block_x8 *out, const float x[256]) {
+static void quantize_plain(block_x8 *out, float group[8], const float x[256]) {
     const __m512i magnitude = _mm512_set1_epi32(0x7fffffff);
     uint32_t group_bits[8] = {0}, block_bits = 0;
     for (int j = 0; j < 8; j++) {
@@ -355,6 +351,7 @@ static void quantize_plain(block_x8 *out, const float x[256]) {
     }
     float largest;
     memcpy(&largest, &block_bits, 4);
+    memcpy(group, group_bits, sizeof group_bits);
     memset(out, 0, sizeof *out);
     if (block_bits >= 0x7f800000u) {
         out->d = NAN;
@@ -364,9 +361,7 @@ static void quantize_plain(block_x8 *out, const float x[256]) {
     out->d = largest / 1016.0f;
     float scale = 127.0f / largest;
     for (int j = 0; j < 8; j++) {
-        float group;
-        memcpy(&group, &group_bits[j], 4);
-        int doublings = (group * 2.0f <= largest) + (group * 4.0f <= largest) + (group * 8.0f <= largest);
+        int doublings = (group[j] * 2.0f <= largest) + (group[j] * 4.0f <= largest) + (group[j] * 8.0f <= largest);
         int shift = 3 - doublings, sum[2];
         __m512 group_scale = _mm512_set1_ps(scale * (float)(1 << doublings));
         for (int i = 0; i < 2; i++) {
@@ -382,19 +377,14 @@ static void quantize_plain(block_x8 *out, const float x[256]) {
     }
 }
 
-/* As in kernels_scalar.c: 16 lanes of magnitudes, then the groups with outliers once more. */
+/* As in kernels_scalar.c: 16 lanes of magnitudes, then the outliers once more. */
 static void quantize_block(block_x8 *out, block_x8 *second, const float *x, int n) {
-    float padded[256] = {0}, left[256] = {0};
+    float padded[256] = {0}, left[256] = {0}, group[8];
     if (n < 256) x = memcpy(padded, x, (size_t)n * sizeof(float));
-    quantize_plain(out, x);
+    quantize_plain(out, group, x);
     __m512 lanes = _mm512_setzero_ps();
     for (int i = 0; i < 256; i += 16) lanes = _mm512_add_ps(lanes, _mm512_abs_ps(_mm512_loadu_ps(x + i)));
-    __m512 limit = _mm512_set1_ps(OUTLIER * sum_lanes(lanes)), count = _mm512_set1_ps((float)n);
-    for (int i = 0; i < 256; i += 16) {
-        __m512 magnitude = _mm512_abs_ps(_mm512_loadu_ps(x + i));
-        if (_mm512_cmp_ps_mask(_mm512_mul_ps(magnitude, count), limit, _CMP_GT_OQ)) out->outliers |= 1u << (i / 32);
-    }
-    if (out->d == 0.0f || out->d != out->d) out->outliers = 0;
+    out->outliers = find_outliers(out, group, sum_lanes(lanes), n);
     second->d = 0.0f;
     if (!out->outliers) return;
     for (int i = 0; i < 256; i += 16) {
@@ -403,7 +393,7 @@ static void quantize_block(block_x8 *out, block_x8 *second, const float *x, int 
         __m512 step = _mm512_set1_ps(out->d * (float)(1 << out->shift[i / 32]));
         _mm512_storeu_ps(left + i, _mm512_fnmadd_ps(_mm512_cvtepi32_ps(q), step, _mm512_loadu_ps(x + i)));
     }
-    quantize_plain(second, left);
+    quantize_plain(second, group, left);
 }
 
 static void quantize_row(block_x8 *out, block_x8 *second, const float *x, int64_t columns) {
@@ -419,7 +409,8 @@ static void rms_norm_row(float *out, const float *x, const float *weight, float 
     }
     __m512 scale = _mm512_set1_ps(1.0f / sqrtf(sum_lanes(squares) / (float)columns + eps));
     for (int64_t i = 0; i < columns; i += 16)
-        _mm512_storeu_ps(out + i, _mm512_mul_ps(_mm512_mul_ps(_mm512_loadu_ps(x + i), scale), _mm512_loadu_ps(weight + i)));
+        _mm512_storeu_ps(out + i,
+                         _mm512_mul_ps(_mm512_mul_ps(_mm512_loadu_ps(x + i), scale), _mm512_loadu_ps(weight + i)));
 }
 
 /* phi3c_expf, lane by lane. */
@@ -439,7 +430,8 @@ INLINE __m512 exp_lanes(__m512 x) {
     p = _mm512_castsi512_ps(
         _mm512_add_epi32(_mm512_castps_si512(p), _mm512_slli_epi32(_mm512_castps_si512(shifted), 23)));
     p = _mm512_mask_mov_ps(p, _mm512_cmp_ps_mask(x, _mm512_set1_ps(PHI3C_EXP_MIN), _CMP_LT_OQ), _mm512_setzero_ps());
-    p = _mm512_mask_mov_ps(p, _mm512_cmp_ps_mask(x, _mm512_set1_ps(PHI3C_EXP_MAX), _CMP_GT_OQ), _mm512_set1_ps(INFINITY));
+    p = _mm512_mask_mov_ps(p, _mm512_cmp_ps_mask(x, _mm512_set1_ps(PHI3C_EXP_MAX), _CMP_GT_OQ),
+                           _mm512_set1_ps(INFINITY));
     return _mm512_mask_mov_ps(p, _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q), x);
 }
 
@@ -462,18 +454,17 @@ static void to_f16(f16 *out, const float *x, int64_t n) {
 enum { QUERIES = 4 };
 
 /* o[i] += sum_j p[i][j] v[j] over keys [from, to), for `vectors` times 16 columns from column d on. */
-INLINE void weigh_columns(const int M, const int vectors, float *o, const float (*p)[PHI3C_TILE], const f16 *v, int from,
-                          int to, int d, int head_dim) {
+INLINE void weigh_columns(const int M, const int vectors, float *o, const float (*p)[PHI3C_TILE], const f16 *v,
+                          int from, int to, int d, int head_dim) {
     __m512 sum[QUERIES][6];
-    UNROLL for (int i = 0; i < M; i++)
-        UNROLL for (int c = 0; c < vectors; c++) sum[i][c] = _mm512_loadu_ps(o + i * head_dim + d + 16 * c);
-    for (int j = from; j < to; j++)
-        UNROLL for (int c = 0; c < vectors; c++) {
+    UNROLL for (int i = 0; i < M; i++) UNROLL for (int c = 0; c < vectors; c++) sum[i][c] =
+        _mm512_loadu_ps(o + i * head_dim + d + 16 * c);
+    for (int j = from; j < to; j++) UNROLL for (int c = 0; c < vectors; c++) {
             __m512 value = load_halves((const uint8_t *)(v + j * head_dim + d + 16 * c));
             UNROLL for (int i = 0; i < M; i++) sum[i][c] = _mm512_fmadd_ps(_mm512_set1_ps(p[i][j]), value, sum[i][c]);
         }
-    UNROLL for (int i = 0; i < M; i++)
-        UNROLL for (int c = 0; c < vectors; c++) _mm512_storeu_ps(o + i * head_dim + d + 16 * c, sum[i][c]);
+    UNROLL for (int i = 0; i < M; i++) UNROLL for (int c = 0; c < vectors; c++)
+        _mm512_storeu_ps(o + i * head_dim + d + 16 * c, sum[i][c]);
 }
 
 INLINE void weigh_values(const int M, float *o, const float (*p)[PHI3C_TILE], const f16 *v, int from, int to,
@@ -490,13 +481,11 @@ INLINE void weigh_values(const int M, float *o, const float (*p)[PHI3C_TILE], co
 INLINE void attend_queries(const int M, float *max, float *sum, float *o, const float *q, const f16 *k, const f16 *v,
                            const int *first, const int *last, int head_dim) {
     __m512 score[QUERIES][4];
-    UNROLL for (int i = 0; i < M; i++)
-        UNROLL for (int c = 0; c < 4; c++) score[i][c] = _mm512_setzero_ps();
-    for (int d = 0; d < head_dim; d++)
-        UNROLL for (int c = 0; c < 4; c++) {
+    UNROLL for (int i = 0; i < M; i++) UNROLL for (int c = 0; c < 4; c++) score[i][c] = _mm512_setzero_ps();
+    for (int d = 0; d < head_dim; d++) UNROLL for (int c = 0; c < 4; c++) {
             __m512 key = load_halves((const uint8_t *)(k + d * PHI3C_TILE + 16 * c));
-            UNROLL for (int i = 0; i < M; i++)
-                score[i][c] = _mm512_fmadd_ps(_mm512_set1_ps(q[i * head_dim + d]), key, score[i][c]);
+            UNROLL for (int i = 0; i < M; i++) score[i][c] =
+                _mm512_fmadd_ps(_mm512_set1_ps(q[i * head_dim + d]), key, score[i][c]);
         }
     float p[QUERIES][PHI3C_TILE];
     int from = 0, to = PHI3C_TILE; /* keys that all queries see */
@@ -532,7 +521,8 @@ static void attend_tile(float *max, float *sum, float *o, const float *q, const 
                         const int *last, int n, int head_dim) {
     int i = 0;
     for (; n - i >= QUERIES; i += QUERIES)
-        attend_queries(QUERIES, max + i, sum + i, o + i * head_dim, q + i * head_dim, k, v, first + i, last + i, head_dim);
+        attend_queries(QUERIES, max + i, sum + i, o + i * head_dim, q + i * head_dim, k, v, first + i, last + i,
+                       head_dim);
     for (; n - i >= 2; i += 2)
         attend_queries(2, max + i, sum + i, o + i * head_dim, q + i * head_dim, k, v, first + i, last + i, head_dim);
     for (; i < n; i++)
@@ -541,9 +531,18 @@ static void attend_tile(float *max, float *sum, float *o, const float *q, const 
 
 const phi3c_kernels phi3c_kernels_avx512 = {
     .name = "avx512",
-    .tile = {[PHI3C_F32] = tile_f32, [PHI3C_F16] = tile_f16, [PHI3C_BF16] = tile_bf16, [PHI3C_Q4_0] = tile_q4_0,
-             [PHI3C_Q4_1] = tile_q4_1, [PHI3C_Q5_0] = tile_q5_0, [PHI3C_Q5_1] = tile_q5_1, [PHI3C_Q8_0] = tile_q8_0,
-             [PHI3C_Q2_K] = tile_q2_K, [PHI3C_Q3_K] = tile_q3_K, [PHI3C_Q4_K] = tile_q4_K, [PHI3C_Q5_K] = tile_q5_K,
+    .tile = {[PHI3C_F32] = tile_f32,
+             [PHI3C_F16] = tile_f16,
+             [PHI3C_BF16] = tile_bf16,
+             [PHI3C_Q4_0] = tile_q4_0,
+             [PHI3C_Q4_1] = tile_q4_1,
+             [PHI3C_Q5_0] = tile_q5_0,
+             [PHI3C_Q5_1] = tile_q5_1,
+             [PHI3C_Q8_0] = tile_q8_0,
+             [PHI3C_Q2_K] = tile_q2_K,
+             [PHI3C_Q3_K] = tile_q3_K,
+             [PHI3C_Q4_K] = tile_q4_K,
+             [PHI3C_Q5_K] = tile_q5_K,
              [PHI3C_Q6_K] = tile_q6_K},
     .attend_tile = attend_tile,
     .quantize_row = quantize_row,

@@ -292,7 +292,7 @@ cdef class Heads:
         if (head_dim < 16 or head_dim % 16 or head_dim > MAX_HEAD_DIM or head_count_kv < 1
                 or head_count % head_count_kv):
             raise ValueError(f"{head_count} heads, {head_count_kv} kv heads of {head_dim}")
-        if rope_dims < 0 or rope_dims % 2 or rope_dims > head_dim or window < 0:
+        if rope_dims < 2 or rope_dims % 2 or rope_dims > head_dim or window < 0:
             raise ValueError(f"{rope_dims} rotary dimensions of {head_dim}, window {window}")
         memset(&self.attention, 0, sizeof(c.phi3c_attention))
         self.attention.head_count = head_count
@@ -359,6 +359,7 @@ cdef class Batch:
     cdef const int32_t[:, ::1] page_tables
     cdef readonly Py_ssize_t n_rows
     cdef readonly Py_ssize_t n_positions
+    cdef int window
 
     def __cinit__(self, const int32_t[:, ::1] spans not None, const int32_t[:, ::1] page_tables not None,
                   Pages pages not None, int window):
@@ -378,7 +379,7 @@ cdef class Batch:
                     raise ValueError(f"span {i} has no page {page}")
             rows += spans[i, 2]
             self.n_positions = max(self.n_positions, end)
-        self.spans, self.page_tables, self.n_rows = spans, page_tables, rows
+        self.spans, self.page_tables, self.n_rows, self.window = spans, page_tables, rows, window
 
 
 # -- operations
@@ -441,7 +442,7 @@ def rope_append(Heads heads not None, int layer, Rows qkv not None, Batch batch 
                 Pages pages not None, RopeTable rope not None, Pool pool not None) -> None:
     """Rotate q and k of qkv in place, scale q by 1/sqrt(head_dim), write k and v to the batch's pages."""
     check(batch.n_rows <= qkv.rows and qkv.columns == heads.qkv_columns
-          and rope.positions >= batch.n_positions and heads.page_bytes(layer + 1) <= pages.page_bytes,
+          and batch.window == heads.attention.window and rope.positions >= batch.n_positions and heads.page_bytes(layer + 1) <= pages.page_bytes,
           "rope_append")
     cdef c.phi3c_attention a = at_layer(heads, layer, batch, pages)
     cdef const c.phi3c_span *spans = <const c.phi3c_span *> &batch.spans[0, 0]
@@ -454,7 +455,8 @@ def attend(Activation out not None, Heads heads not None, int layer, Rows qkv no
            Pages pages not None, Pool pool not None) -> None:
     """out = softmax(q k) v of every row over the keys its position and window let it see."""
     check(batch.n_rows <= min(out.rows, qkv.rows) and out.columns == heads.columns
-          and qkv.columns == heads.qkv_columns and heads.page_bytes(layer + 1) <= pages.page_bytes, "attend")
+          and qkv.columns == heads.qkv_columns and batch.window == heads.attention.window
+          and heads.page_bytes(layer + 1) <= pages.page_bytes, "attend")
     cdef c.phi3c_attention a = at_layer(heads, layer, batch, pages)
     cdef const c.phi3c_span *spans = <const c.phi3c_span *> &batch.spans[0, 0]
     cdef int n_spans = <int> batch.spans.shape[0]

@@ -212,8 +212,9 @@ def _check_relations(hyper: _Hyperparameters, config: Config) -> None:
             f"{config.head_count} query heads cannot share {config.head_count_kv} key heads evenly",
         ),
         (
-            config.rope_dimension_count % 2 or config.rope_dimension_count > config.head_dim,
-            f"rope.dimension_count {config.rope_dimension_count} is odd or above head size {config.head_dim}",
+            config.rope_dimension_count % 2 or not 2 <= config.rope_dimension_count <= config.head_dim,
+            f"rope.dimension_count {config.rope_dimension_count} is not an even number "
+            f"from 2 to {config.head_dim}",
         ),
     ):
         if is_fault:

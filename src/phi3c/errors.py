@@ -4,7 +4,15 @@ from __future__ import annotations
 
 
 class Phi3cError(Exception):
-    """Base class of all errors raised by phi3c."""
+    """Base class of all errors raised by phi3c; they survive pickling, attributes included."""
+
+    def __reduce__(self) -> tuple[object, ...]:
+        fields = {name: value for name, value in self.__dict__.items() if name != "__notes__"}
+        return _rebuild, (type(self), self.args, fields)
+
+
+def _rebuild(kind: type[Phi3cError], args: tuple[object, ...], fields: dict[str, object]) -> Phi3cError:
+    return kind(*args, **fields)
 
 
 class ModelLoadError(Phi3cError):
