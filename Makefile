@@ -3,7 +3,7 @@ export PATH := $(CURDIR)/.venv/bin:$(PATH)
 MODEL := ../shared/models/smollm2-135m-phi3-q4_k_m.gguf
 TEXT := ../shared/golden/gpl-3-head.txt
 
-.PHONY: build test lint check-c bench accuracy clean
+.PHONY: build test lint check-c check-avx512 bench accuracy clean
 
 build: .venv  # compile the extension in place
 	pip install --quiet --group test --group lint --editable .
@@ -24,6 +24,9 @@ lint:
 
 check-c:  # csrc without Python: warnings are errors, sanitizers on
 	python3 tests/c/check.py
+
+check-avx512:  # the AVX-512 kernels where there is AVX2 only: their intrinsics emulated in C
+	python3 tests/c/check.py --emulate-avx512
 
 bench:  # one greedy answer of the demo model, with its speed
 	phi3c run -m demo --temperature 0 --max-tokens 128 --stats "Write a short story about the sea."

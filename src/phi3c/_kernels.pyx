@@ -13,6 +13,8 @@ from libc.string cimport memmove, memset
 
 from phi3c cimport _csrc as c
 
+from phi3c.errors import InvalidParameterError
+
 TILE = c.PHI3C_TILE
 MAX_HEAD_DIM = c.PHI3C_MAX_HEAD_DIM
 
@@ -54,7 +56,7 @@ def cpu_features() -> str:
 try:
     use_isa(os.environ.get("PHI3C_ISA"))
 except ValueError as error:
-    raise ValueError(f"PHI3C_ISA: {error}") from None
+    raise InvalidParameterError(f"PHI3C_ISA: {error}") from None
 
 
 # -- objects
