@@ -40,7 +40,8 @@ class KVCache:
         heads: attention geometry.
         block_count: layers.
         window: a query sees at most this many keys, itself included; None sees all.
-        spare_pages: full pages nobody holds that are kept for their prefix; the least recently used go first.
+        spare_pages: while there are no more pages than this, full ones that nobody holds are kept for their
+            prefix; the least recently used go first.
     """
 
     def __init__(
@@ -73,7 +74,7 @@ class KVCache:
     def reserve(self, sequence: Sequence, n: int) -> None:
         """Give the sequence pages for `n` more tokens."""
         while len(sequence.pages) * PAGE < len(sequence) + n:
-            if len(self._spare) > self.spare_pages:
+            if self._spare and self.pages.in_use >= self.spare_pages:
                 self._forget(next(iter(self._spare)))
             try:
                 page = self.pages.take()

@@ -14,7 +14,7 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from .cache import KVCache
+from .cache import PAGE, KVCache
 from .cache import Sequence as CachedSequence
 from .completion import FinishReason, Timings, Usage
 from .errors import ModelClosedError
@@ -34,31 +34,31 @@ class Engine:
 
     def __init__(self, phi3: Phi3, n_ctx: int) -> None:
         config = phi3.config
-        self.n_ctx = n_ctx
-        self._phi3: Phi3 | None = phi3
-        self._cache = KVCache(
-            phi3.heads, config.block_count, window=config.sliding_window, spare_pages=-(-n_ctx // 64)
+        cache = KVCache(
+            phi3.heads, config.block_count, window=config.sliding_window, spare_pages=-(-n_ctx // PAGE)
         )
-        self._lock = (
-            threading.RLock()
-        )  # reentrant: a Stream may be collected, and release its pages, within a step
+        self.n_ctx = n_ctx
+        self._parts: tuple[Phi3, KVCache] | None = phi3, cache
+        # Reentrant: a Stream may be collected, and release its pages, within a step.
+        self._lock = threading.RLock()
 
     def open(self, ids: Sequence[int]) -> CachedSequence:
         """A sequence that holds what the cache knows of the beginning of `ids`."""
         with self._lock:
-            return self._cache.open(ids)
+            _, cache = self._open_parts()
+            return cache.open(ids)
 
     def release(self, sequence: CachedSequence) -> None:
         """The sequence is done with."""
         with self._lock:
-            self._cache.close(sequence)
+            if self._parts:
+                self._parts[1].close(sequence)
 
     def run(self, steps: Sequence[Step], use: Callable[[NDArray[np.float32]], T]) -> T:
         """One forward pass; returns what `use` makes of the wanted logits (rows, vocab), gone after it."""
         with self._lock:
-            if self._phi3 is None:
-                raise ModelClosedError("the model has been closed; load it again")
-            return use(self._phi3.forward(steps, self._cache))
+            phi3, cache = self._open_parts()
+            return use(phi3.forward(steps, cache))
 
     def prefill(
         self,
@@ -68,7 +68,7 @@ class Engine:
         progress: Progress | None,
     ) -> T:
         """Append the missing rest of `ids`, n_batch tokens a time; `use` gets the last logits (1, vocab)."""
-        n_batch = self._open_model().n_batch
+        n_batch = self._open_parts()[0].n_batch
         if progress:
             progress("prompt", len(sequence), len(ids))
         while len(ids) - len(sequence) > n_batch:
@@ -82,7 +82,7 @@ class Engine:
 
     def logits(self, ids: Sequence[int]) -> NDArray[np.float32]:
         """Logits (len(ids), vocab) behind every token of `ids`."""
-        phi3 = self._open_model()
+        phi3, _ = self._open_parts()
         out = np.empty((len(ids), phi3.config.vocab_size), np.float32)
         sequence = self.open(())
         try:
@@ -100,12 +100,12 @@ class Engine:
     def close(self) -> None:
         """Free weights and cache; steps from now on raise ModelClosedError."""
         with self._lock:
-            self._phi3 = None
+            self._parts = None
 
-    def _open_model(self) -> Phi3:
-        if self._phi3 is None:
+    def _open_parts(self) -> tuple[Phi3, KVCache]:
+        if self._parts is None:
             raise ModelClosedError("the model has been closed; load it again")
-        return self._phi3
+        return self._parts
 
 
 @dataclass(frozen=True, slots=True)
