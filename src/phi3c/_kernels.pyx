@@ -444,8 +444,8 @@ def rope_append(Heads heads not None, int layer, Rows qkv not None, Batch batch 
                 Pages pages not None, RopeTable rope not None, Pool pool not None) -> None:
     """Rotate q and k of qkv in place, scale q by 1/sqrt(head_dim), write k and v to the batch's pages."""
     check(batch.n_rows <= qkv.rows and qkv.columns == heads.qkv_columns
-          and batch.window == heads.attention.window and rope.positions >= batch.n_positions and heads.page_bytes(layer + 1) <= pages.page_bytes,
-          "rope_append")
+          and batch.window == heads.attention.window and rope.positions >= batch.n_positions
+          and heads.page_bytes(layer + 1) <= pages.page_bytes, "rope_append")
     cdef c.phi3c_attention a = at_layer(heads, layer, batch, pages)
     cdef const c.phi3c_span *spans = <const c.phi3c_span *> &batch.spans[0, 0]
     cdef int n_spans = <int> batch.spans.shape[0]
