@@ -20,7 +20,13 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from phi3c.errors import DownloadError, ModelLoadError, ModelNotFoundError, TruncatedFileError
+from phi3c.errors import (
+    DownloadError,
+    ModelLoadError,
+    ModelNotFoundError,
+    TruncatedFileError,
+    UnsupportedModelError,
+)
 
 logger = logging.getLogger("phi3c.hub")
 
@@ -36,6 +42,7 @@ class Alias:
     description: str
     revision: str | None = None
     sha256: str | None = None
+    missing: str = ""  # what this version of phi3c lacks to run it
 
 
 PHI3_MINI_REVISION = "a64113399c2f6b8ad3e11c394733a2ddadaa7f33"
@@ -55,7 +62,12 @@ ALIASES = {
         PHI3_MINI_REVISION,
         "5d99003e395775659b0dde3f941d88ff378b2837a8dc3a2ea94222ab1420fad3",
     ),
-    "phi4": Alias("microsoft/phi-4-gguf", "phi-4-Q4_K.gguf", "Phi-4 14.7B, Q4_K, about 9 GB"),
+    "phi4": Alias(
+        "microsoft/phi-4-gguf",
+        "phi-4-Q4_K.gguf",
+        "Phi-4 14.7B, Q4_K, about 9 GB; not yet supported",
+        missing="the `dbrx` pre-tokenizer of its vocabulary",
+    ),
 }
 DEFAULT_MODEL = "phi3-mini"
 
@@ -103,6 +115,7 @@ def resolve(
             told which one is meant; the message lists the ones there are.
         DownloadError: Gated, offline, no room on the disk, or damaged on the way.
         TruncatedFileError: The download broke off.
+        UnsupportedModelError: An alias of a model that this version cannot run.
     """
     path = Path(name).expanduser()
     if path.is_file():
@@ -113,6 +126,10 @@ def resolve(
         raise ModelNotFoundError(f"{name} is a folder; name one of its files: {_listing(_ggufs_in(path))}")
     cache = None if cache_dir is None else os.fspath(cache_dir)
     if alias := ALIASES.get(name):
+        if alias.missing:
+            raise UnsupportedModelError(
+                f"{name} cannot run yet: this version of phi3c lacks {alias.missing}; nothing was downloaded"
+            )
         repo = _Repository(alias.repo, revision or alias.revision, token, cache, local_files_only)
         return repo.fetch(alias.file, alias.sha256 if revision is None else None, progress)
     match = REPOSITORY.fullmatch(name)
