@@ -336,7 +336,7 @@ def test_an_alias_is_pinned_and_checked(fake_hub: FakeHub, monkeypatch: pytest.M
 
 
 def test_an_alias_that_cannot_run_costs_no_download(fake_hub: FakeHub) -> None:
-    with pytest.raises(UnsupportedModelError, match="dbrx.*nothing was downloaded"):
+    with pytest.raises(UnsupportedModelError, match=r"dbrx.*nothing was downloaded"):
         hub.resolve("phi4")
     assert not fake_hub.requests
 
