@@ -217,10 +217,6 @@ def golden(shared: Path) -> dict[str, Any]:
 UNDECIDED = 0.3  # margin in nats below which the golden greedy id may flip
 
 
-def rms(x: NDArray[np.float64]) -> float:
-    return float(np.sqrt(np.mean(x**2)))
-
-
 @pytest.mark.parametrize("case", range(6))
 def test_golden_greedy_ids(real: phi3c.Model, golden: dict[str, Any], case: int) -> None:
     expected = golden["cases"][case]
@@ -231,17 +227,21 @@ def test_golden_greedy_ids(real: phi3c.Model, golden: dict[str, Any], case: int)
     assert (after_prompt.argmax(axis=1) == greedy)[decided].all()
 
 
+# Prompt tokens whose log-probability misses the bound of 0.25, by case: a shortfall, see docs/accuracy.md.
+# Cases 3 and 4 begin alike. Nothing may be added here; a better kernel takes positions out.
+BEYOND = {3: {10, 12, 17, 18}, 4: {10, 12, 17, 18}}
+
+
 @pytest.mark.parametrize("case", range(6))
 def test_golden_log_probabilities(real: phi3c.Model, golden: dict[str, Any], case: int) -> None:
-    # Root mean square over a case: int8 activations leave single values further off, see docs/accuracy.md. A
-    # simulation of one float scale per 16 activations, twice the cost, still had 14 of the 190 beyond 0.25.
     expected = golden["cases"][case]
     prompt = expected["prompt_ids"]
     log_probs = log_softmax(real.logits(prompt))
-    of_prompt = log_probs[np.arange(len(prompt) - 1), prompt[1:]] - expected["prompt_logprobs"]
-    of_top10 = log_probs[-1, expected["top10_ids"]] - expected["top10_logprobs"]
-    assert rms(of_prompt) < 0.25
-    assert rms(of_top10) < 0.25
+    of_top10 = np.abs(log_probs[-1, expected["top10_ids"]] - expected["top10_logprobs"])
+    assert of_top10.max() <= 0.25
+    of_prompt = np.abs(log_probs[np.arange(len(prompt) - 1), prompt[1:]] - expected["prompt_logprobs"])
+    assert set(np.flatnonzero(of_prompt > 0.25)) <= BEYOND.get(case, set())
+    assert of_prompt.max() < 0.5
 
 
 @pytest.mark.parametrize("case", range(6))

@@ -243,9 +243,8 @@ INLINE void super_block(const int type, const int M, __m256 part[], const uint8_
 }
 
 /* Types that read two planes of a super-block by turns, which the hardware fetches ahead badly. With one token, asking
- * for the super-block after next makes q5_0, q5_K and q6_K 1.2 to 1.6 times as fast from memory and q3_K 1.09 times,
- * but q4_K, q4_0, q8_0 and q2_K, one plane each, 0.82 to 1.05 times (Zen 4, two threads, interleaved, median of 21;
- * into L1 instead of L2 all lose). */
+ * for the super-block after next makes q5_0 1.4, q5_K 1.04 to 1.35, q6_K 1.3 to 1.6 and q3_K 1.09 times as fast from
+ * memory, but q4_K, q4_0, q8_0 and q2_K, one plane each, 0.82 to 1.06 times (docs/performance.md). */
 INLINE int has_high_plane(const int type) {
     return type == PHI3C_Q5_0 || type == PHI3C_Q5_1 || type == PHI3C_Q3_K || type == PHI3C_Q5_K || type == PHI3C_Q6_K;
 }
@@ -274,7 +273,7 @@ INLINE void quantised_tokens(const int type, const int M, float *out, const uint
             UNROLL for (int t = 0; t < M; t++) sum[half][t] =
                 _mm256_fmadd_ps(part[t], _mm256_set1_ps(token(x, x_stride, t)->d), sum[half][t]);
         }
-        /* Token by token: of six together, 41 % of the groups would have to be gone through for the 8.5 % of each. */
+        /* Token by token: one group in eleven has outliers, but of six tokens together up to six in eleven. */
         for (int t = 0; t < M; t++) {
             uint32_t groups = token(x, x_stride, t)->outliers;
             if (!groups) continue;
