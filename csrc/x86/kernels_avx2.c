@@ -1,11 +1,14 @@
 /* SPDX-License-Identifier: MIT */
 /* Kernels for AVX2, FMA and F16C (Haswell, Zen and later).
  *
- * A lane is a row of the panel: a ymm register holds four columns of 8 rows, and a super-block is walked twice, once
- * for each half of the 16 rows. vpmaddubsw multiplies four columns with four activations, broadcast from memory, into
- * two int16 sums per row. These add up as int16 for as long as they cannot overflow; one vpmaddwd by the scale, which
- * stands in both halves of a lane, then makes them one scaled int32. No sum ever crosses lanes. A tile of up to TOKENS
- * tokens shares each unpacked register of weights. */
+ * A lane is a row of the panel: a ymm register holds four columns of 8 rows, and every step takes both halves of the 16
+ * rows. vpmaddubsw multiplies four columns with four activations, broadcast from memory, into two int16 sums per row.
+ * These add up as int16 for as long as they cannot overflow; one vpmaddwd by the scale, which stands in both halves of
+ * a lane, then makes them one scaled int32. No sum ever crosses lanes.
+ *
+ * One to three tokens unpack weights as they multiply. More unpack a super-block to bytes first, 4 KB that stay in L1,
+ * and go over it TOKENS at a time: 16 rows times 4 tokens are 8 sums, which leaves registers for weights and
+ * activations. Of 2 to 6 tokens, 4 is fastest for every type. */
 #include <immintrin.h>
 
 #include "../expf.h"
@@ -22,7 +25,7 @@
 #define KEEP(sum)
 #endif
 
-enum { TOKENS = 6, FLOAT_TOKENS = 3 };
+enum { TOKENS = 4, FLOAT_TOKENS = 3 };
 
 INLINE __m256i load(const uint8_t *p) { return _mm256_loadu_si256((const __m256i *)p); }
 INLINE __m128i load16(const uint8_t *p) { return _mm_loadu_si128((const __m128i *)p); }
@@ -96,50 +99,174 @@ INLINE int int16_terms(const int type) {
                                                                             : 8;
 }
 
-/* sum[t] = scale * (columns 4 from to 4 to - 1 of group base + j, times token t), for 8 rows. */
-INLINE void scaled_dot(const int type, const int M, __m256i sum[], const int from, const int to, __m256i scale,
-                       const uint8_t *p, int half, int base, const int j, int n32, const uint8_t *x, size_t x_stride) {
+/* A super-block of a panel with its scales made ready, for both halves of the rows. */
+typedef struct {
+    const uint8_t *panel; /* the packed super-block */
+    int n32;
+    __m256i scale[16][2];    /* K types: int16, twice a lane, by groups of 32 or 16 columns */
+    __m256i min[8][2];       /* K types: pairs for vpmaddwd with two of sum32 (at even groups) or sum16 */
+    __m256 d[8][2], m[8][2]; /* legacy types: by groups of 32; K types: [0], d and dmin */
+} super_block;
+
+/* sum[half][t] = scale[half] * (columns 4 from to 4 to - 1 of group base + j, times token t). */
+INLINE void scaled_dot(const int type, const int M, __m256i sum[2][TOKENS], const int from, const int to,
+                       const __m256i scale[2], const super_block *w, const uint8_t *bytes, int base, const int j,
+                       const uint8_t *x, size_t x_stride) {
     const int terms = int16_terms(type);
-    __m256i chain[TOKENS];
+    __m256i chain[2][TOKENS];
     UNROLL for (int g = from; g < to; g++) {
         const int term = (g - from) % terms;
-        __m256i w = weights4(type, p, half, base, j, g, n32);
+        __m256i v[2], magnitude[2];
+        UNROLL for (int half = 0; half < 2; half++) {
+            v[half] = bytes ? load(bytes + ((base + j) * 8 + g) * 64 + half * 32)
+                            : weights4(type, w->panel, half, base, j, g, w->n32);
+            if (type == PHI3C_Q8_0) magnitude[half] = _mm256_abs_epi8(v[half]);
+        }
         UNROLL for (int t = 0; t < M; t++) {
-            __m256i a = broadcast32(token(x, x_stride, t)->q + 32 * (base + j) + 4 * g), product;
-            if (type == PHI3C_Q8_0)
-                product = _mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(a, w));
-            else
-                product = _mm256_maddubs_epi16(w, a);
-            chain[t] = term == 0 ? product : _mm256_add_epi16(chain[t], product);
-            KEEP(chain[t]);
-            if (term == terms - 1 || g == to - 1) {
-                __m256i scaled = _mm256_madd_epi16(chain[t], scale);
-                sum[t] = g - from < terms ? scaled : _mm256_add_epi32(sum[t], scaled);
-                KEEP(sum[t]);
+            __m256i a = broadcast32(token(x, x_stride, t)->q + 32 * (base + j) + 4 * g);
+            UNROLL for (int half = 0; half < 2; half++) {
+                __m256i product, *c = &chain[half][t];
+                if (type == PHI3C_Q8_0)
+                    product = _mm256_maddubs_epi16(magnitude[half], _mm256_sign_epi8(a, v[half]));
+                else
+                    product = _mm256_maddubs_epi16(v[half], a);
+                *c = term == 0 ? product : _mm256_add_epi16(*c, product);
+                KEEP(*c);
+                if (term == terms - 1 || g == to - 1) {
+                    __m256i scaled = _mm256_madd_epi16(*c, scale[half]);
+                    sum[half][t] = g - from < terms ? scaled : _mm256_add_epi32(sum[half][t], scaled);
+                    KEEP(sum[half][t]);
+                }
             }
         }
     }
 }
 
 /* Legacy types: 32 columns, one float scale (and min). */
-INLINE void legacy_super(const int type, const int M, __m256 part[], const uint8_t *p, int half, const uint8_t *x,
-                         size_t x_stride, int n32, uint32_t groups) {
+INLINE void legacy_super(const int type, const int M, __m256 part[2][TOKENS], const super_block *w,
+                         const uint8_t *bytes, const uint8_t *x, size_t x_stride, uint32_t groups) {
     const int bias = type == PHI3C_Q4_0 ? 3 : 4; /* log2; of q4_0 and q5_0 */
     const int has_min = type == PHI3C_Q4_1 || type == PHI3C_Q5_1, has_bias = !has_min && type != PHI3C_Q8_0;
-    UNROLL for (int t = 0; t < M; t++) part[t] = _mm256_setzero_ps();
-    for (int s = 0; s < n32; s++) {
+    const __m256i ones[2] = {_mm256_set1_epi16(1), _mm256_set1_epi16(1)};
+    UNROLL for (int t = 0; t < M; t++) part[0][t] = part[1][t] = _mm256_setzero_ps();
+    for (int s = 0; s < w->n32; s++) {
         if (!(groups >> s & 1)) continue;
-        __m256i sum[TOKENS];
-        scaled_dot(type, M, sum, 0, 8, _mm256_set1_epi16(1), p, half, s, 0, n32, x, x_stride);
-        __m256 d = load_halves(p + s * 32 + half * 16), m = d;
-        if (has_min) m = load_halves(p + n32 * 32 + s * 32 + half * 16);
-        UNROLL for (int t = 0; t < M; t++) {
+        __m256i sum[2][TOKENS];
+        scaled_dot(type, M, sum, 0, 8, ones, w, bytes, s, 0, x, x_stride);
+        UNROLL for (int t = 0; t < M; t++) UNROLL for (int half = 0; half < 2; half++) {
             const block_x8 *block = token(x, x_stride, t);
-            if (has_bias) sum[t] = _mm256_add_epi32(sum[t], _mm256_slli_epi32(broadcast32(&block->nsum32[s]), bias));
-            sum[t] = _mm256_sllv_epi32(sum[t], broadcast32(&block->shift[s]));
-            part[t] = _mm256_fmadd_ps(d, _mm256_cvtepi32_ps(sum[t]), part[t]);
-            if (has_min) part[t] = _mm256_fmadd_ps(m, _mm256_set1_ps((float)block->sum32[s]), part[t]);
+            __m256i v = sum[half][t];
+            if (has_bias) v = _mm256_add_epi32(v, _mm256_slli_epi32(broadcast32(&block->nsum32[s]), bias));
+            v = _mm256_sllv_epi32(v, broadcast32(&block->shift[s]));
+            part[half][t] = _mm256_fmadd_ps(w->d[s][half], _mm256_cvtepi32_ps(v), part[half][t]);
+            if (has_min) {
+                __m256 sum32 = _mm256_set1_ps((float)block->sum32[s]);
+                part[half][t] = _mm256_fmadd_ps(w->m[s][half], sum32, part[half][t]);
+            }
         }
+    }
+}
+
+/* q4_K, q5_K: groups of 32 columns. */
+INLINE void k32_super(const int type, const int M, __m256 part[2][TOKENS], const super_block *w, const uint8_t *bytes,
+                      const uint8_t *x, size_t x_stride, uint32_t groups) {
+    __m256i total[2][TOKENS];
+    UNROLL for (int t = 0; t < M; t++) total[0][t] = total[1][t] = _mm256_setzero_si256();
+    for (int base = 0; base < 8; base += 2) {
+        if (!(groups >> base & 3)) continue;
+        UNROLL for (int j = 0; j < 2; j++) {
+            __m256i sum[2][TOKENS];
+            scaled_dot(type, M, sum, 0, 8, w->scale[base + j], w, bytes, base, j, x, x_stride);
+            UNROLL for (int t = 0; t < M; t++) {
+                __m256i shift = broadcast32(&token(x, x_stride, t)->shift[base + j]);
+                UNROLL for (int half = 0; half < 2; half++) {
+                    total[half][t] = _mm256_add_epi32(total[half][t], _mm256_sllv_epi32(sum[half][t], shift));
+                    KEEP(total[half][t]);
+                }
+            }
+        }
+    }
+    UNROLL for (int t = 0; t < M; t++) {
+        __m256i minsum[2] = {_mm256_setzero_si256(), _mm256_setzero_si256()};
+        UNROLL for (int s = 0; s < 8; s += 2) {
+            __m256i sums = broadcast32(&token(x, x_stride, t)->sum32[s]);
+            UNROLL for (int half = 0; half < 2; half++) minsum[half] =
+                _mm256_add_epi32(minsum[half], _mm256_madd_epi16(w->min[s][half], sums));
+        }
+        UNROLL for (int half = 0; half < 2; half++) {
+            part[half][t] = _mm256_mul_ps(w->d[0][half], _mm256_cvtepi32_ps(total[half][t]));
+            part[half][t] = _mm256_fnmadd_ps(w->m[0][half], _mm256_cvtepi32_ps(minsum[half]), part[half][t]);
+        }
+    }
+}
+
+/* q2_K, q3_K, q6_K: groups of 16 columns. minsum is the sum of mins times activations, or of scales times activations
+ * for the types whose weights have a bias: |minsum| is at most 16 * 128 * 16256 < 2^25, and a biased sum is exact
+ * modulo 2^32. */
+INLINE void k16_super(const int type, const int M, __m256 part[2][TOKENS], const super_block *w, const uint8_t *bytes,
+                      const uint8_t *x, size_t x_stride, uint32_t groups) {
+    const int bias = type == PHI3C_Q6_K ? 5 : 2; /* log2; of q6_K and q3_K */
+    __m256i total[2][TOKENS];
+    UNROLL for (int t = 0; t < M; t++) total[0][t] = total[1][t] = _mm256_setzero_si256();
+    for (int base = 0; base < 8; base += 4) UNROLL for (int j = 0; j < 4; j++) {
+            const int s = base + j;
+            if (!(groups >> s & 1)) continue;
+            __m256i first[2][TOKENS], second[2][TOKENS];
+            scaled_dot(type, M, first, 0, 4, w->scale[2 * s], w, bytes, base, j, x, x_stride);
+            scaled_dot(type, M, second, 4, 8, w->scale[2 * s + 1], w, bytes, base, j, x, x_stride);
+            UNROLL for (int t = 0; t < M; t++) {
+                const block_x8 *block = token(x, x_stride, t);
+                __m256i shift = broadcast32(&block->shift[s]);
+                UNROLL for (int half = 0; half < 2; half++) {
+                    __m256i sum = _mm256_add_epi32(first[half][t], second[half][t]);
+                    total[half][t] = _mm256_add_epi32(total[half][t], _mm256_sllv_epi32(sum, shift));
+                    KEEP(total[half][t]);
+                }
+            }
+        }
+    UNROLL for (int t = 0; t < M; t++) {
+        __m256i minsum[2] = {_mm256_setzero_si256(), _mm256_setzero_si256()};
+        UNROLL for (int s = 0; s < 8; s++) {
+            __m256i sums = broadcast32(&token(x, x_stride, t)->sum16[2 * s]);
+            UNROLL for (int half = 0; half < 2; half++) minsum[half] =
+                _mm256_add_epi32(minsum[half], _mm256_madd_epi16(w->min[s][half], sums));
+        }
+        UNROLL for (int half = 0; half < 2; half++) {
+            __m256i sum = total[half][t];
+            if (type != PHI3C_Q2_K) sum = _mm256_sub_epi32(sum, _mm256_slli_epi32(minsum[half], bias));
+            part[half][t] = _mm256_mul_ps(w->d[0][half], _mm256_cvtepi32_ps(sum));
+            if (type == PHI3C_Q2_K)
+                part[half][t] = _mm256_fnmadd_ps(w->m[0][half], _mm256_cvtepi32_ps(minsum[half]), part[half][t]);
+        }
+    }
+}
+
+/* out[t] += a super-block times M blocks, of which only the groups of 32 set in `groups` are not 0. */
+INLINE void multiply_blocks(const int type, const int M, float *out, const super_block *w, const uint8_t *bytes,
+                            const uint8_t *x, size_t x_stride, uint32_t groups) {
+    __m256 part[2][TOKENS];
+    if (type <= PHI3C_Q8_0)
+        legacy_super(type, M, part, w, bytes, x, x_stride, groups);
+    else if (type == PHI3C_Q4_K || type == PHI3C_Q5_K)
+        k32_super(type, M, part, w, bytes, x, x_stride, groups);
+    else
+        k16_super(type, M, part, w, bytes, x, x_stride, groups);
+    UNROLL for (int t = 0; t < M; t++) UNROLL for (int half = 0; half < 2; half++) {
+        float *sum = out + t * 16 + half * 8;
+        __m256 d = _mm256_set1_ps(token(x, x_stride, t)->d);
+        _mm256_storeu_ps(sum, _mm256_fmadd_ps(part[half][t], d, _mm256_loadu_ps(sum)));
+    }
+}
+
+/* The blocks of M tokens, then their second blocks: token by token, since one group in eleven has outliers, but of four
+ * tokens together up to four in eleven. */
+INLINE void multiply_tokens(const int type, const int M, float *out, const super_block *w, const uint8_t *bytes,
+                            const uint8_t *x, size_t x_stride, size_t second_blocks) {
+    multiply_blocks(type, M, out, w, bytes, x, x_stride, 0xff);
+    for (int t = 0; t < M; t++) {
+        const uint8_t *block = x + (size_t)t * x_stride;
+        uint32_t groups = token(block, 0, 0)->outliers;
+        if (groups) multiply_blocks(type, 1, out + t * 16, w, bytes, block + second_blocks, 0, groups);
     }
 }
 
@@ -155,91 +282,45 @@ INLINE void unpack_planes(uint8_t v[256], const uint8_t *planes) {
     }
 }
 
-/* q4_K, q5_K: groups of 32 columns. v: unpacked planes. */
-INLINE void k32_super(const int type, const int M, __m256 part[], const uint8_t *p, const uint8_t *v, int half,
-                      const uint8_t *x, size_t x_stride, uint32_t groups) {
-    __m256i total[TOKENS], minsum[TOKENS];
-    UNROLL for (int t = 0; t < M; t++) total[t] = minsum[t] = _mm256_setzero_si256();
-    for (int s = 0; s < 8; s += 2) {
-        if (!(groups >> s & 3)) continue;
-        UNROLL for (int j = 0; j < 2; j++) {
-            __m256i sum[TOKENS], scale = twice(_mm256_cvtepu8_epi32(load8(v + (s + j) * 16 + half * 8)));
-            scaled_dot(type, M, sum, 0, 8, scale, p, half, s, j, 8, x, x_stride);
-            UNROLL for (int t = 0; t < M; t++) {
-                sum[t] = _mm256_sllv_epi32(sum[t], broadcast32(&token(x, x_stride, t)->shift[s + j]));
-                total[t] = _mm256_add_epi32(total[t], sum[t]);
-                KEEP(total[t]);
-            }
+/* Scales and mins of half the rows. */
+INLINE void unpack_scales(const int type, super_block *w, const uint8_t *planes, const int half) {
+    const uint8_t *p = w->panel + half * 16; /* in every array of [16 rows] halves */
+    if (type <= PHI3C_Q8_0) {
+        for (int s = 0; s < w->n32; s++) {
+            w->d[s][half] = load_halves(p + s * 32);
+            if (type == PHI3C_Q4_1 || type == PHI3C_Q5_1) w->m[s][half] = load_halves(p + (w->n32 + s) * 32);
         }
-        __m256i mins = _mm256_cvtepu8_epi16(load16(v + 128 + s * 16 + half * 16));
-        UNROLL for (int t = 0; t < M; t++) {
-            __m256i sums = broadcast32(&token(x, x_stride, t)->sum32[s]);
-            minsum[t] = _mm256_add_epi32(minsum[t], _mm256_madd_epi16(mins, sums));
-        }
+        return;
     }
-    __m256 d = load_halves(p + half * 16), dmin = load_halves(p + 32 + half * 16);
-    UNROLL for (int t = 0; t < M; t++) part[t] =
-        _mm256_fnmadd_ps(dmin, _mm256_cvtepi32_ps(minsum[t]), _mm256_mul_ps(d, _mm256_cvtepi32_ps(total[t])));
-}
-
-/* q2_K, q3_K, q6_K: groups of 16 columns. v: scales, and mins of q2_K, as [16][16 rows] bytes. minsum is the sum of
- * mins times activations, or of scales times activations for the types whose weights have a bias: |minsum| is at most
- * 16 * 128 * 16256 < 2^25, and a biased sum is exact modulo 2^32. */
-INLINE void k16_super(const int type, const int M, __m256 part[], const uint8_t *p, const uint8_t *v, int half,
-                      const uint8_t *x, size_t x_stride, uint32_t groups) {
-    const int bias = type == PHI3C_Q6_K ? 5 : 2; /* log2; of q6_K and q3_K */
-    __m256i total[TOKENS], minsum[TOKENS];
-    UNROLL for (int t = 0; t < M; t++) total[t] = minsum[t] = _mm256_setzero_si256();
-    for (int base = 0; base < 8; base += 4) UNROLL for (int j = 0; j < 4; j++) {
-            const int s = base + j;
-            if (!(groups >> s & 1)) continue;
-            __m128i bytes0 = load8(v + s * 32 + half * 8), bytes1 = load8(v + s * 32 + 16 + half * 8);
-            __m256i scale0, scale1, mins, first[TOKENS], second[TOKENS];
-            if (type == PHI3C_Q6_K) {
-                scale0 = twice(_mm256_cvtepi8_epi32(bytes0));
-                scale1 = twice(_mm256_cvtepi8_epi32(bytes1));
-            } else {
-                scale0 = twice(_mm256_cvtepu8_epi32(bytes0));
-                scale1 = twice(_mm256_cvtepu8_epi32(bytes1));
-            }
-            if (type == PHI3C_Q3_K) {
-                scale0 = _mm256_sub_epi16(scale0, _mm256_set1_epi16(32));
-                scale1 = _mm256_sub_epi16(scale1, _mm256_set1_epi16(32));
-            }
-            mins = even_odd(scale0, scale1);
-            if (type == PHI3C_Q2_K) { /* min << 4 | scale */
-                mins = _mm256_srli_epi16(mins, 4);
-                scale0 = _mm256_and_si256(scale0, _mm256_set1_epi16(15));
-                scale1 = _mm256_and_si256(scale1, _mm256_set1_epi16(15));
-            }
-            scaled_dot(type, M, first, 0, 4, scale0, p, half, base, j, 8, x, x_stride);
-            scaled_dot(type, M, second, 4, 8, scale1, p, half, base, j, 8, x, x_stride);
-            UNROLL for (int t = 0; t < M; t++) {
-                const block_x8 *block = token(x, x_stride, t);
-                __m256i sum = _mm256_add_epi32(first[t], second[t]);
-                total[t] = _mm256_add_epi32(total[t], _mm256_sllv_epi32(sum, broadcast32(&block->shift[s])));
-                KEEP(total[t]);
-                minsum[t] = _mm256_add_epi32(minsum[t], _mm256_madd_epi16(mins, broadcast32(&block->sum16[2 * s])));
-            }
+    w->d[0][half] = load_halves(p);
+    if (type == PHI3C_Q4_K || type == PHI3C_Q5_K || type == PHI3C_Q2_K) w->m[0][half] = load_halves(p + 32);
+    UNROLL for (int s = 0; s < 8; s++) {
+        if (type == PHI3C_Q4_K || type == PHI3C_Q5_K) {
+            w->scale[s][half] = twice(_mm256_cvtepu8_epi32(load8(planes + s * 16 + half * 8)));
+            if (s % 2 == 0) w->min[s][half] = _mm256_cvtepu8_epi16(load16(planes + 128 + s * 16 + half * 16));
+            continue;
         }
-    __m256 d = load_halves(p + half * 16);
-    UNROLL for (int t = 0; t < M; t++) {
-        if (type != PHI3C_Q2_K) total[t] = _mm256_sub_epi32(total[t], _mm256_slli_epi32(minsum[t], bias));
-        part[t] = _mm256_mul_ps(d, _mm256_cvtepi32_ps(total[t]));
-        if (type == PHI3C_Q2_K)
-            part[t] = _mm256_fnmadd_ps(load_halves(p + 32 + half * 16), _mm256_cvtepi32_ps(minsum[t]), part[t]);
+        __m256i scale[2];
+        UNROLL for (int h = 0; h < 2; h++) {
+            __m128i v = load8(planes + s * 32 + h * 16 + half * 8);
+            scale[h] = twice(type == PHI3C_Q6_K ? _mm256_cvtepi8_epi32(v) : _mm256_cvtepu8_epi32(v));
+            if (type == PHI3C_Q3_K) scale[h] = _mm256_sub_epi16(scale[h], _mm256_set1_epi16(32));
+            w->scale[2 * s + h][half] =
+                type == PHI3C_Q2_K ? _mm256_and_si256(scale[h], _mm256_set1_epi16(15)) : scale[h];
+        }
+        w->min[s][half] = even_odd(scale[0], scale[1]);
+        if (type == PHI3C_Q2_K) w->min[s][half] = _mm256_srli_epi16(w->min[s][half], 4); /* min << 4 | scale */
     }
 }
 
-/* part[t] = a super-block of half a panel times M blocks, of which only the groups of 32 set in `groups` are not 0. */
-INLINE void super_block(const int type, const int M, __m256 part[], const uint8_t *p, const uint8_t *v, int half,
-                        const uint8_t *x, size_t x_stride, int n32, uint32_t groups) {
-    if (type <= PHI3C_Q8_0)
-        legacy_super(type, M, part, p, half, x, x_stride, n32, groups);
-    else if (type == PHI3C_Q4_K || type == PHI3C_Q5_K)
-        k32_super(type, M, part, p, v, half, x, x_stride, groups);
-    else
-        k16_super(type, M, part, p, v, half, x, x_stride, groups);
+INLINE void unpack_weights(const int type, uint8_t *bytes, const uint8_t *panel, int n32) {
+    const int step = type <= PHI3C_Q8_0 ? 1 : type == PHI3C_Q4_K || type == PHI3C_Q5_K ? 2 : 4; /* see weights4 */
+    for (int base = 0; base < n32; base += step)
+        UNROLL for (int j = 0; j < step; j++) UNROLL for (int g = 0; g < 8; g++) {
+            uint8_t *out = bytes + ((base + j) * 8 + g) * 64;
+            _mm256_storeu_si256((__m256i *)out, weights4(type, panel, 0, base, j, g, n32));
+            _mm256_storeu_si256((__m256i *)(out + 32), weights4(type, panel, 1, base, j, g, n32));
+        }
 }
 
 /* Types that read two planes of a super-block by turns, which the hardware fetches ahead badly. With one token, asking
@@ -249,47 +330,38 @@ INLINE int has_high_plane(const int type) {
     return type == PHI3C_Q5_0 || type == PHI3C_Q5_1 || type == PHI3C_Q3_K || type == PHI3C_Q5_K || type == PHI3C_Q6_K;
 }
 
-/* M tokens against a panel of quantised weights. */
-INLINE void quantised_tokens(const int type, const int M, float *out, const uint8_t *panel, const uint8_t *x,
-                             size_t x_stride, int64_t columns) {
+INLINE void quantised_tile(const int type, float *out, const uint8_t *panel, const uint8_t *x, size_t x_stride, int n,
+                           int64_t columns) {
     const size_t bytes32 = phi3c_packed_bytes(type, 16, 256) / 8, second_blocks = phi3c_x8_bytes(columns) / 2;
-    __m256 sum[2][TOKENS], part[TOKENS];
-    UNROLL for (int t = 0; t < M; t++) sum[0][t] = sum[1][t] = _mm256_setzero_ps();
+    memset(out, 0, (size_t)n * 16 * sizeof(float));
     for (int64_t left = columns / 32; left > 0; left -= 8) {
-        int n32 = left < 8 ? (int)left : 8;
-        uint8_t planes[256];
-        const uint8_t *v = planes; /* integer scales of the K types */
+        super_block w; /* not cleared: 2 KB, of which each type uses a part */
+        w.panel = panel;
+        w.n32 = left < 8 ? (int)left : 8;
+        uint8_t bytes[4096], unpacked[256];
+        const uint8_t *planes = unpacked; /* integer scales of the K types */
         if (type == PHI3C_Q3_K)
-            unpack_planes(planes, panel + 32);
+            unpack_planes(unpacked, panel + 32);
         else if (type == PHI3C_Q4_K || type == PHI3C_Q5_K)
-            unpack_planes(planes, panel + 64);
+            unpack_planes(unpacked, panel + 64);
         else
-            v = panel + (type == PHI3C_Q6_K ? 32 : 64);
-        if (M == 1 && has_high_plane(type))
+            planes = panel + (type == PHI3C_Q6_K ? 32 : 64);
+        unpack_scales(type, &w, planes, 0);
+        unpack_scales(type, &w, planes, 1);
+        int t = 0;
+        if (n >= TOKENS) {
+            unpack_weights(type, bytes, panel, w.n32);
+            for (; n - t >= TOKENS; t += TOKENS)
+                multiply_tokens(type, TOKENS, out + t * 16, &w, bytes, x + (size_t)t * x_stride, x_stride,
+                                second_blocks);
+        } else if (n == 1 && has_high_plane(type))
             for (size_t i = 0; i < bytes32 * 8; i += 64)
                 _mm_prefetch((const char *)panel + 2 * bytes32 * 8 + i, _MM_HINT_T1);
-        for (int half = 0; half < 2; half++) {
-            super_block(type, M, part, panel, v, half, x, x_stride, n32, 0xff);
-            UNROLL for (int t = 0; t < M; t++) sum[half][t] =
-                _mm256_fmadd_ps(part[t], _mm256_set1_ps(token(x, x_stride, t)->d), sum[half][t]);
-        }
-        /* Token by token: one group in eleven has outliers, but of six tokens together up to six in eleven. */
-        for (int t = 0; t < M; t++) {
-            uint32_t groups = token(x, x_stride, t)->outliers;
-            if (!groups) continue;
-            const uint8_t *second = x + (size_t)t * x_stride + second_blocks;
-            __m256 d = _mm256_set1_ps(token(second, 0, 0)->d);
-            for (int half = 0; half < 2; half++) {
-                super_block(type, 1, part, panel, v, half, second, 0, n32, groups);
-                sum[half][t] = _mm256_fmadd_ps(part[0], d, sum[half][t]);
-            }
-        }
-        panel += bytes32 * (size_t)n32;
+        for (; n - t >= 2; t += 2)
+            multiply_tokens(type, 2, out + t * 16, &w, NULL, x + (size_t)t * x_stride, x_stride, second_blocks);
+        if (t < n) multiply_tokens(type, 1, out + t * 16, &w, NULL, x + (size_t)t * x_stride, x_stride, second_blocks);
+        panel += bytes32 * (size_t)w.n32;
         x += sizeof(block_x8);
-    }
-    UNROLL for (int t = 0; t < M; t++) {
-        _mm256_storeu_ps(out + t * 16, sum[0][t]);
-        _mm256_storeu_ps(out + t * 16 + 8, sum[1][t]);
     }
 }
 
@@ -321,41 +393,30 @@ INLINE void float_tokens(const int type, const int M, float *out, const uint8_t 
     }
 }
 
-INLINE void tokens(const int type, const int M, float *out, const uint8_t *panel, const uint8_t *x, size_t x_stride,
-                   int64_t columns) {
-    if (type == PHI3C_F32 || type == PHI3C_F16 || type == PHI3C_BF16)
-        float_tokens(type, M, out, panel, x, x_stride, columns);
-    else
-        quantised_tokens(type, M, out, panel, x, x_stride, columns);
+INLINE void float_tile(const int type, float *out, const uint8_t *panel, const uint8_t *x, size_t x_stride, int n,
+                       int64_t columns) {
+    for (; n >= FLOAT_TOKENS; n -= FLOAT_TOKENS, x += FLOAT_TOKENS * x_stride, out += FLOAT_TOKENS * 16)
+        float_tokens(type, FLOAT_TOKENS, out, panel, x, x_stride, columns);
+    for (; n > 0; n--, x += x_stride, out += 16) float_tokens(type, 1, out, panel, x, x_stride, columns);
 }
 
-/* Tiles of as many tokens as registers hold sums for, then of two, then of one. */
-INLINE void tile(const int type, float *out, const uint8_t *panel, const uint8_t *x, size_t x_stride, int n,
-                 int64_t columns) {
-    const int most = type == PHI3C_F32 || type == PHI3C_F16 || type == PHI3C_BF16 ? FLOAT_TOKENS : TOKENS;
-    for (; n >= most; n -= most, x += (size_t)most * x_stride, out += most * 16)
-        tokens(type, most, out, panel, x, x_stride, columns);
-    for (; n >= 2; n -= 2, x += 2 * x_stride, out += 2 * 16) tokens(type, 2, out, panel, x, x_stride, columns);
-    if (n) tokens(type, 1, out, panel, x, x_stride, columns);
-}
-
-#define TILE(name, type)                                                                                               \
+#define TILE(name, kind, type)                                                                                         \
     static void name(float *out, const uint8_t *panel, const uint8_t *x, size_t x_stride, int n, int64_t columns) {    \
-        tile(type, out, panel, x, x_stride, n, columns);                                                               \
+        kind(type, out, panel, x, x_stride, n, columns);                                                               \
     }
-TILE(tile_f32, PHI3C_F32)
-TILE(tile_f16, PHI3C_F16)
-TILE(tile_bf16, PHI3C_BF16)
-TILE(tile_q4_0, PHI3C_Q4_0)
-TILE(tile_q4_1, PHI3C_Q4_1)
-TILE(tile_q5_0, PHI3C_Q5_0)
-TILE(tile_q5_1, PHI3C_Q5_1)
-TILE(tile_q8_0, PHI3C_Q8_0)
-TILE(tile_q2_K, PHI3C_Q2_K)
-TILE(tile_q3_K, PHI3C_Q3_K)
-TILE(tile_q4_K, PHI3C_Q4_K)
-TILE(tile_q5_K, PHI3C_Q5_K)
-TILE(tile_q6_K, PHI3C_Q6_K)
+TILE(tile_f32, float_tile, PHI3C_F32)
+TILE(tile_f16, float_tile, PHI3C_F16)
+TILE(tile_bf16, float_tile, PHI3C_BF16)
+TILE(tile_q4_0, quantised_tile, PHI3C_Q4_0)
+TILE(tile_q4_1, quantised_tile, PHI3C_Q4_1)
+TILE(tile_q5_0, quantised_tile, PHI3C_Q5_0)
+TILE(tile_q5_1, quantised_tile, PHI3C_Q5_1)
+TILE(tile_q8_0, quantised_tile, PHI3C_Q8_0)
+TILE(tile_q2_K, quantised_tile, PHI3C_Q2_K)
+TILE(tile_q3_K, quantised_tile, PHI3C_Q3_K)
+TILE(tile_q4_K, quantised_tile, PHI3C_Q4_K)
+TILE(tile_q5_K, quantised_tile, PHI3C_Q5_K)
+TILE(tile_q6_K, quantised_tile, PHI3C_Q6_K)
 
 /* -- activations ------------------------------------------------------------------------------------------ */
 
