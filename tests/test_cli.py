@@ -25,6 +25,7 @@ class StandIn:
 
     calls: list[tuple[str, tuple[Any, ...], dict[str, Any]]] = []  # noqa: RUF012
     pieces: list[str | BaseException] = ["Hello", "", " there"]  # noqa: RUF012
+    profile = None
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self.calls.append(("load", args, kwargs))

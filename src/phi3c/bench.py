@@ -25,6 +25,7 @@ from .engine import Engine
 from .errors import ContextLengthError, InvalidParameterError
 from .gguf import GGUFFile
 from .phi3 import Phi3, Progress, Step
+from .profile import network, profile_of
 
 N_BATCH = 512  # most prompt tokens computed at once, as Model has it
 PROBE_SECONDS = 0.05  # least duration of a measurement of a limit
@@ -33,7 +34,7 @@ PROBE_BURSTS = 64  # of multiply-adds a thread, between two looks at the clock: 
 
 @dataclass(frozen=True, slots=True)
 class Workload:
-    """What is timed: a prompt, then tokens one by one, behind so many tokens that are in the cache already."""
+    """What is timed: a prompt, then tokens one by one, behind so many that are in the cache already."""
 
     n_prompt: int = 0
     n_gen: int = 0
@@ -132,10 +133,11 @@ class Benchmark(AbstractContextManager["Benchmark"]):
                 _check(workload, self.config)
             self._pools = {n: _kernels.Pool(n) for n in n_threads}
             fastest = self._pools[max(self._pools)]
-            self.phi3 = Phi3(self.file, self.config, fastest, n_batch=N_BATCH, progress=progress)
+            self.phi3 = network()(self.file, self.config, fastest, n_batch=N_BATCH, progress=progress)
         except BaseException:
             self.file.close()
             raise
+        self.profile = profile_of(self.phi3)
         longest = max(workload.n_positions for workload in workloads)
         n_sequences = max(workload.n_parallel for workload in workloads)
         # Room for every sequence twice: once as prefixes that the cache remembers, once being computed.
@@ -211,7 +213,7 @@ class Benchmark(AbstractContextManager["Benchmark"]):
         self.close()
 
     def _at_depth(self, i: int, depth: int, progress: Progress | None = None) -> CachedSequence:
-        """Sequence i with its first `depth` tokens: full pages out of the prefix cache once they are there."""
+        """Sequence i with its first `depth` tokens: full pages out of the prefix cache once there."""
         ids = self._ids[i][:depth]
         # open() leaves the last token to be computed: another one behind ids is
         sequence = self._engine.open([*ids, 0] if ids else ())

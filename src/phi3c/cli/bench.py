@@ -56,6 +56,7 @@ def main(args: argparse.Namespace) -> int:
     """Measure row by row; a row is printed when it is there, but JSON at the end."""
     from phi3c import hub
     from phi3c.bench import Benchmark
+    from phi3c.cli.profile import print_profile
     from phi3c.cli.progress import ProgressBar
     from phi3c.threads import default_threads
 
@@ -74,6 +75,7 @@ def main(args: argparse.Namespace) -> int:
                     results.append(benchmark.run(workload, n_threads, args.repetitions, rows))
                     write(facts, results)
     end(facts, results)
+    print_profile(benchmark.profile)
     return 0
 
 
