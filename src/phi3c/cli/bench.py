@@ -50,12 +50,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "-o", "--output", choices=("md", "csv", "json", "jsonl"), default="md", help="format (default: md)"
     )
+    parser.add_argument(
+        "--plot", metavar="FILE.png", type=Path, help="draw tok/s against depth (pip install 'phi3c[plot]')"
+    )
 
 
 def main(args: argparse.Namespace) -> int:
     """Measure row by row; a row is printed when it is there, but JSON at the end."""
     from phi3c import hub
     from phi3c.bench import Benchmark
+    from phi3c.cli import plot
     from phi3c.cli.profile import print_profile
     from phi3c.cli.progress import ProgressBar
     from phi3c.threads import default_threads
@@ -63,6 +67,10 @@ def main(args: argparse.Namespace) -> int:
     workloads = workloads_of(args)
     if not workloads:
         args.usage_error("nothing to measure: -p 0 and -n 0 without -pg")
+    if args.plot:  # better now than after an hour
+        plot.require_matplotlib()
+        if not args.plot.parent.is_dir():
+            args.usage_error(f"--plot {args.plot}: there is no such folder")
     threads = [default_threads(n).count for n in args.threads or [None]]
     write, end = _writer(args.output)
     results: list[Result] = []
@@ -75,6 +83,13 @@ def main(args: argparse.Namespace) -> int:
                     results.append(benchmark.run(workload, n_threads, args.repetitions, rows))
                     write(facts, results)
     end(facts, results)
+    if args.plot:
+        title = f"{facts['model_name']} ({path.name})"
+        figure = plot.draw(results, title, f"phi3c {facts['phi3c']}, {facts['isa']}")
+        try:
+            plot.save(figure, args.plot)
+        except OSError as error:
+            args.usage_error(f"--plot {args.plot}: {error.strerror}")
     print_profile(benchmark.profile)
     return 0
 
