@@ -486,7 +486,7 @@ def read(Arena arena not None, Pool pool not None) -> int:
 
 
 def peak(int64_t n_bursts, Pool pool not None) -> int:
-    """Multiply int8 out of registers for some 20 us a burst; how many multiply-adds, 0 where isa() has none."""
+    """Multiply int8 out of registers, some 20 us a burst; how many multiply-adds, 0 where isa() has none."""
     cdef int64_t n
     with nogil:
         n = c.phi3c_peak(n_bursts, pool.pool)
