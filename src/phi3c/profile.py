@@ -35,6 +35,7 @@ class Phase:
     steps: int = 0
     tokens: int = 0
     seconds: float = 0.0  # wall time of the steps: the forward pass, without sampling
+    measuring_seconds: float = 0.0  # of it, what taking the times took
     operations: dict[tuple[str, int | None], Timing] = field(default_factory=dict)
     """By (operation, layer), in the order of the forward pass; the layer of embed and output is None."""
 
@@ -45,8 +46,8 @@ class Phase:
 
     @property
     def python_seconds(self) -> float:
-        """Time between operations, that of measuring them included: about a microsecond each."""
-        return self.seconds - self.kernel_seconds
+        """Time between operations, without that of measuring them."""
+        return self.seconds - self.kernel_seconds - self.measuring_seconds
 
 
 @dataclass(slots=True)
@@ -105,14 +106,16 @@ class TimedKernels(ModuleType):
 
     def _timed(self, name: str, operation: Callable[..., None]) -> Callable[..., None]:
         def timed(*args: object) -> None:
+            entered = perf_counter()
             key = next((self._names[id(arg)] for arg in args if id(arg) in self._names), (name, self._layer))
             self._layer = key[1]
             started = perf_counter()
             operation(*args)
-            elapsed = perf_counter() - started
+            ended = perf_counter()
             timing = self._phase.operations.setdefault(key, Timing())
             timing.calls += 1
-            timing.seconds += elapsed
+            timing.seconds += ended - started
+            self._phase.measuring_seconds += started - entered + perf_counter() - ended
 
         return timed
 

@@ -34,7 +34,8 @@ def table(name: str, phase: Phase) -> str:
         timings = [timing for (other, _), timing in phase.operations.items() if other == operation]
         calls, seconds = sum(t.calls for t in timings), sum(t.seconds for t in timings)
         lines.append(_row(operation, str(calls), seconds * per_step, seconds / phase.seconds))
-    lines.append(_row("Python", "", phase.python_seconds * per_step, phase.python_seconds / phase.seconds))
+    for rest, seconds in (("Python", phase.python_seconds), ("measuring", phase.measuring_seconds)):
+        lines.append(_row(rest, "", seconds * per_step, seconds / phase.seconds))
 
     layers = _unique(layer for _, layer in phase.operations if layer is not None)
     columns = _unique(operation for operation, layer in phase.operations if layer is not None)
