@@ -271,6 +271,15 @@ def test_bar_draws_on_a_terminal_and_wipes_itself() -> None:
     assert screen.getvalue().removeprefix(drawn) == "\r\x1b[K"
 
 
+@pytest.mark.parametrize(("stage", "unit"), [("download", "MB/s"), ("tg128, 2 threads", "tok/s")])
+def test_bar_counts_bytes_or_tokens(stage: str, unit: str) -> None:
+    screen = Terminal()
+    with ProgressBar(screen, patience=0) as bar:
+        bar(stage, 1, 2)
+    assert f"\r{stage.replace('download', 'downloading')} [" in screen.getvalue()
+    assert f" {unit}\x1b[K" in screen.getvalue()
+
+
 def test_bar_is_patient() -> None:
     screen = Terminal()
     with ProgressBar(screen, patience=3600) as bar:
