@@ -28,8 +28,8 @@ check-c:  # csrc without Python: warnings are errors, sanitizers on
 check-avx512:  # the AVX-512 kernels where there is AVX2 only: their intrinsics emulated in C
 	python3 tests/c/check.py --emulate-avx512
 
-bench:  # one greedy answer of the demo model, with its speed
-	phi3c run -m demo --temperature 0 --max-tokens 128 --stats "Write a short story about the sea."
+bench:  # speed of the demo model, beside what the machine allows
+	phi3c bench demo
 
 accuracy:  # against the float32 forward pass: make accuracy MODEL=model.gguf TEXT=text.txt
 	python benchmarks/accuracy.py $(MODEL) --text $(TEXT)

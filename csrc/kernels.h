@@ -21,6 +21,9 @@ typedef void phi3c_tile(float *out, const uint8_t *panel, const uint8_t *x, size
 typedef void phi3c_attend_tile(float *max, float *sum, float *o, const float *q, const f16 *k, const f16 *v,
                                const int *first, const int *last, int n, int head_dim);
 
+/* Rounds of a burst: the int16 sums of vpmaddubsw, which grow by 2 a round, still fit. */
+enum { PEAK_ROUNDS = 8192 };
+
 typedef struct {
     const char *name;
     phi3c_tile *tile[PHI3C_N_TYPES]; /* NULL for types without kernels */
@@ -29,6 +32,7 @@ typedef struct {
     void (*rms_norm_row)(float *out, const float *x, const float *weight, float eps, int64_t columns);
     void (*silu_mul_row)(float *out, const float *gate, const float *up, int64_t n);
     void (*to_f16)(f16 *out, const float *x, int64_t n);
+    int64_t (*peak)(void); /* a burst for phi3c_peak; NULL without an int8 multiply-add */
 } phi3c_kernels;
 
 extern phi3c_kernels phi3c_kernel; /* those in use */

@@ -127,4 +127,12 @@ void phi3c_rope_append(const phi3c_attention *a, float *qkv, const phi3c_span *s
 void phi3c_attend(phi3c_activation out, const phi3c_attention *a, const float *qkv, const phi3c_span *spans,
                   int n_spans, phi3c_pool *pool);
 
+/* -- limits ----------------------------------------------------------------------------------------------- */
+
+/* Read n_bytes of memory, a multiple of 64, every byte once. Returns the XOR of its 32-bit words. */
+uint32_t phi3c_read(const uint8_t *memory, size_t n_bytes, phi3c_pool *pool);
+/* n_bursts bursts of int8 multiply-adds out of registers, some 20 us each. Returns how many multiply-adds these were,
+ * counted by themselves: all factors are 1. 0 where the instruction set has no such instruction. */
+int64_t phi3c_peak(int64_t n_bursts, phi3c_pool *pool);
+
 #endif

@@ -25,6 +25,7 @@ class StandIn:
 
     calls: list[tuple[str, tuple[Any, ...], dict[str, Any]]] = []  # noqa: RUF012
     pieces: list[str | BaseException] = ["Hello", "", " there"]  # noqa: RUF012
+    profile = None
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self.calls.append(("load", args, kwargs))
@@ -268,6 +269,15 @@ def test_bar_draws_on_a_terminal_and_wipes_itself() -> None:
     assert drawn.startswith("\rpacking weights [######   ")
     assert " 25% " in drawn
     assert screen.getvalue().removeprefix(drawn) == "\r\x1b[K"
+
+
+@pytest.mark.parametrize(("stage", "unit"), [("download", "MB/s"), ("tg128, 2 threads", "tok/s")])
+def test_bar_counts_bytes_or_tokens(stage: str, unit: str) -> None:
+    screen = Terminal()
+    with ProgressBar(screen, patience=0) as bar:
+        bar(stage, 1, 2)
+    assert f"\r{stage.replace('download', 'downloading')} [" in screen.getvalue()
+    assert f" {unit}\x1b[K" in screen.getvalue()
 
 
 def test_bar_is_patient() -> None:

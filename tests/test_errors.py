@@ -25,6 +25,7 @@ BUILTINS = {
     "ChatTemplateError": ValueError,
     "NumericalError": ArithmeticError,
     "OutOfMemoryError": MemoryError,
+    "MissingDependencyError": ImportError,
     "ModelClosedError": RuntimeError,
 }
 LOADING = {

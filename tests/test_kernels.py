@@ -589,3 +589,24 @@ def test_unknown_instruction_set_is_refused() -> None:
     with pytest.raises(ValueError, match=r"'sse9' is unknown.*scalar"):
         k.use_isa("sse9")
     assert k.isa() == before
+
+
+# --- limits -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("n_rows", [16, 2064])  # one piece of work; 33 with a short one at the end
+@pytest.mark.parametrize("n_threads", [1, 2, 3])
+def test_read_reads_every_byte_once(n_rows: int, n_threads: int) -> None:
+    words = np.random.default_rng(n_rows).integers(2**32, size=(n_rows, 1024), dtype=np.uint32)
+    arena, pool = k.Arena(words.nbytes), k.Pool(n_threads)
+    assert k.read(arena, pool) == 0
+    # packing F32 moves words about and changes none
+    k.Matrix(arena, 1024).append(words.view(np.uint8).ravel(), GGMLType.F32, n_rows, None, pool)
+    assert k.read(arena, pool) == np.bitwise_xor.reduce(words, axis=None)
+
+
+def test_peak_counts_its_multiply_adds(isa: str, pool: k.Pool) -> None:
+    chains_times_bytes = {"scalar": 0, "avx2": 12 * 32, "avx512": 12 * 64}
+    assert k.peak(1, pool) == 8192 * chains_times_bytes[isa]
+    assert k.peak(7, pool) == 7 * k.peak(1, pool)
+    assert k.peak(0, pool) == 0

@@ -18,15 +18,15 @@ LAYERS = (
     ("gguf", "sandbox", "stopping", "threads", "memory", "cpu"),
     ("config", "hub", "cache", "sampling", "chat", "tokenizer"),
     ("completion", "phi3"),
-    ("engine",),
-    ("model",),
+    ("engine", "profile"),
+    ("model", "bench"),
     ("cli",),
     ("__main__", "__init__"),
 )
 RANK = {module: rank for rank, layer in enumerate(LAYERS) for module in layer}
 
-# Who may import the extension: what computes, what reports on it, and what makes the pool.
-KERNEL_USERS = {"cache", "sampling", "phi3", "cpu", "model"}
+# Who may import the extension: what computes, what reports on it, what makes the pool, and what measures.
+KERNEL_USERS = {"cache", "sampling", "phi3", "cpu", "model", "bench", "profile"}
 
 
 def imports(path: Path) -> set[str]:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
         DownloadError,
         GGUFVersionError,
         InvalidParameterError,
+        MissingDependencyError,
         ModelClosedError,
         ModelLoadError,
         ModelNotFoundError,
@@ -45,20 +46,20 @@ _HOMES = {
     "cpu": ("CPUInfo", "cpu_info"),
     "errors": (
         "ChatTemplateError", "ContextLengthError", "CorruptGGUFError", "DownloadError", "GGUFVersionError",
-        "InvalidParameterError", "ModelClosedError", "ModelLoadError", "ModelNotFoundError", "NotGGUFError",
-        "NumericalError", "OutOfMemoryError", "Phi3cError", "TokenizerError", "TruncatedFileError",
-        "UnsupportedModelError", "UnsupportedQuantError",
+        "InvalidParameterError", "MissingDependencyError", "ModelClosedError", "ModelLoadError",
+        "ModelNotFoundError", "NotGGUFError", "NumericalError", "OutOfMemoryError", "Phi3cError",
+        "TokenizerError", "TruncatedFileError", "UnsupportedModelError", "UnsupportedQuantError",
     ),
 }  # fmt: skip
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
 
 __all__ = [
     "CPUInfo", "ChatTemplateError", "Chunk", "Completion", "ContextLengthError", "CorruptGGUFError",
-    "DownloadError", "GGUFVersionError", "InvalidParameterError", "Model", "ModelClosedError", "ModelInfo",
-    "ModelLoadError", "ModelNotFoundError", "NotGGUFError", "NumericalError", "OutOfMemoryError",
-    "Phi3cError", "SamplingParams", "Stream", "Timings", "TokenLogprob", "TokenizerError",
-    "TruncatedFileError", "UnsupportedModelError", "UnsupportedQuantError", "Usage", "__version__",
-    "cpu_info",
+    "DownloadError", "GGUFVersionError", "InvalidParameterError", "MissingDependencyError", "Model",
+    "ModelClosedError", "ModelInfo", "ModelLoadError", "ModelNotFoundError", "NotGGUFError",
+    "NumericalError", "OutOfMemoryError", "Phi3cError", "SamplingParams", "Stream", "Timings", "TokenLogprob",
+    "TokenizerError", "TruncatedFileError", "UnsupportedModelError", "UnsupportedQuantError", "Usage",
+    "__version__", "cpu_info",
 ]  # fmt: skip
 
 

@@ -59,6 +59,9 @@ cdef extern from "phi3c.h" nogil:
     void phi3c_attend(phi3c_activation out, const phi3c_attention *a, const float *qkv,
                       const phi3c_span *spans, int n_spans, phi3c_pool *pool)
 
+    uint32_t phi3c_read(const uint8_t *memory, size_t n_bytes, phi3c_pool *pool)
+    int64_t phi3c_peak(int64_t n_bursts, phi3c_pool *pool)
+
 
 cdef extern from "sample.h" nogil:
     ctypedef struct phi3c_candidate:

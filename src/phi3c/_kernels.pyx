@@ -475,6 +475,24 @@ cdef c.phi3c_attention at_layer(Heads heads, int layer, Batch batch, Pages pages
     return a
 
 
+# -- limits
+
+def read(Arena arena not None, Pool pool not None) -> int:
+    """Read all of the arena, and do nothing else with it; the XOR of its 32-bit words."""
+    cdef uint32_t folded
+    with nogil:
+        folded = c.phi3c_read(arena.memory, arena.n_bytes // 64 * 64, pool.pool)
+    return folded
+
+
+def peak(int64_t n_bursts, Pool pool not None) -> int:
+    """Multiply int8 out of registers, some 20 us a burst; how many multiply-adds, 0 where isa() has none."""
+    cdef int64_t n
+    with nogil:
+        n = c.phi3c_peak(n_bursts, pool.pool)
+    return n
+
+
 # -- sampling
 
 cdef class SamplerChain:

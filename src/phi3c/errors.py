@@ -105,5 +105,9 @@ class OutOfMemoryError(Phi3cError, MemoryError):
     """The memory a request needs cannot be had."""
 
 
+class MissingDependencyError(Phi3cError, ImportError):
+    """An optional package is needed; the message has the command that installs it."""
+
+
 class ModelClosedError(Phi3cError, RuntimeError):
     """The model was used after `close()`."""

@@ -20,7 +20,7 @@ from .config import Config
 from .engine import Engine, Generation
 from .errors import ChatTemplateError, ContextLengthError, InvalidParameterError, TokenizerError
 from .gguf import GGUFFile
-from .phi3 import Phi3
+from .profile import network, profile_of
 from .sampling import SamplingOptions, SamplingParams, TokenLogprob
 from .stopping import StopMatcher
 from .threads import default_threads
@@ -96,11 +96,12 @@ class Model:
                 )
             n_ctx = _context(n_ctx, self.config)
             pool = _kernels.Pool(default_threads(n_threads).count)
-            phi3 = Phi3(self._file, self.config, pool, n_batch=n_batch, progress=progress)
+            phi3 = network()(self._file, self.config, pool, n_batch=n_batch, progress=progress)
         except BaseException:
             self._file.close()
             raise
         self._engine = Engine(phi3, n_ctx)
+        self.profile = profile_of(phi3)  # None unless PHI3C_PROFILE is 1
         self.info = ModelInfo(
             path=self._file.path,
             name=self.config.name,

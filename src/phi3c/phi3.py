@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from types import ModuleType
 
 import numpy as np
 from numpy.typing import NDArray
@@ -46,7 +47,7 @@ class Phi3:
     Args:
         file: stays open as long as the model: rows of token_embd are read from it.
         config: its hyper-parameters.
-        pool: threads that compute.
+        pool: threads that compute; between steps another may be put in its place.
         n_batch: most rows of one forward pass.
         progress: called with ("pack", bytes done, bytes in all) while weights are packed.
 
@@ -54,6 +55,8 @@ class Phi3:
         UnsupportedQuantError: a tensor is of a type without kernels.
         OutOfMemoryError: the weights do not fit.
     """
+
+    _operations: ModuleType = _kernels  # what forward() calls; profile.py puts its own here
 
     def __init__(
         self,
@@ -73,10 +76,11 @@ class Phi3:
             config.sliding_window or 0,
         )
         self.rope = _kernels.RopeTable(rope_frequencies(config), 1.0)
-        self._pool = pool
+        self.pool = pool
         self._file = file
         self._token_embd = file.tensors["token_embd.weight"]
         loader = _Loader(file, config, pool, progress)
+        self.arena = loader.arena  # all matrices, and nothing else
         self.weight_bytes = loader.arena.n_bytes
         self.layers = [loader.layer(i) for i in range(config.block_count)]
         self.output_norm = loader.vector("output_norm.weight")
@@ -101,7 +105,7 @@ class Phi3:
         Returns:
             (sum of n_logits, vocab_size) float32, in the order of the steps; valid until the next call.
         """
-        k, pool, eps = _kernels, self._pool, self.config.layer_norm_rms_epsilon
+        k, pool, eps = self._operations, self.pool, self.config.layer_norm_rms_epsilon
         x, normed, qkv, mixed, gate_up, hidden = (
             self._x, self._normed, self._qkv, self._mixed, self._gate_up, self._hidden,
         )  # fmt: skip

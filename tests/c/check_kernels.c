@@ -690,6 +690,24 @@ static void check_pool(int n_threads, int jobs) {
     phi3c_pool_free(pool);
 }
 
+/* -- limits ----------------------------------------------------------------------------------------------- */
+
+static void check_limits(void) {
+    static const size_t lines[] = {1, 4096, 4097, 3 * 4096};
+    phi3c_pool *pool = new_pool(2);
+    for (int i = 0; i < 4; i++) {
+        size_t n = lines[i] * 16;
+        uint32_t *words = exactly(n * 4), expected = 0;
+        for (size_t j = 0; j < n; j++) expected ^= words[j] = (uint32_t)random64();
+        check(phi3c_read((const uint8_t *)words, n * 4, pool) == expected, "%zu words", n);
+        free(words);
+    }
+    int64_t burst = tested.peak ? tested.peak() : 0;
+    check(burst % (32 * PEAK_ROUNDS) == 0 && (burst > 0) == (tested.peak != NULL), "a burst of %lld", (long long)burst);
+    check(phi3c_peak(3, pool) == 3 * burst, "3 bursts");
+    phi3c_pool_free(pool);
+}
+
 /* -- all of it -------------------------------------------------------------------------------------------- */
 
 static void check_isa(const char *isa) {
@@ -722,6 +740,8 @@ static void check_isa(const char *isa) {
     report(isa, "phi3c_matmul");
     check_rows();
     report(isa, "rows over a pool");
+    check_limits();
+    report(isa, "limits");
     phi3c_pool_free(pool);
 }
 

@@ -11,6 +11,7 @@ WIDTH = 24  # characters of the bar itself
 PATIENCE = 0.3  # seconds before the line appears
 INTERVAL = 0.1  # seconds between two drawings of it
 LABELS = {"download": "downloading", "pack": "packing weights", "prompt": "reading prompt"}
+BYTES = ("download", "pack")  # stages that count bytes; the others count tokens
 
 
 class ProgressBar:
@@ -64,4 +65,4 @@ class ProgressBar:
 
 
 def _rate(stage: str, per_second: float) -> str:
-    return f"{per_second:.0f} tok/s" if stage == "prompt" else f"{per_second / 1e6:.1f} MB/s"
+    return f"{per_second / 1e6:.1f} MB/s" if stage in BYTES else f"{per_second:.0f} tok/s"

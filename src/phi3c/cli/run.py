@@ -10,6 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from phi3c.cli.profile import print_profile
 from phi3c.cli.progress import ProgressBar
 
 if TYPE_CHECKING:
@@ -85,6 +86,7 @@ def main(args: argparse.Namespace) -> int:
         print(json.dumps(_as_json(name, completion)))
     if args.stats:
         _print_stats(completion)
+    print_profile(model.profile)
     return 0
 
 
