@@ -72,7 +72,7 @@ def main() -> None:
     args = parser.parse_args()
     metadata = {
         "general.architecture": "phi3",
-        "general.name": "Phi-3-mini synthetic",
+        "general.name": "Synthetic mini model",  # llama.cpp expects tokens <unk> and <s> of a "Phi-3"
         "general.file_type": FILE_TYPE[args.type],
         "phi3.context_length": CONTEXT,
         "phi3.embedding_length": D,
