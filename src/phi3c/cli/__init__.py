@@ -14,7 +14,7 @@ import sys
 from collections.abc import Sequence
 from typing import Final
 
-from phi3c.cli import doctor, inspect, models, run
+from phi3c.cli import doctor, inspect, models, pack, run
 from phi3c.errors import ContextLengthError, InvalidParameterError, ModelLoadError, Phi3cError
 
 EXIT_RUNTIME: Final = 1
@@ -78,7 +78,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action=_Version, nargs=0, help="show the version and exit")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for name, module in {"run": run, "inspect": inspect, "models": models, "doctor": doctor}.items():
+    modules = {"run": run, "inspect": inspect, "pack": pack, "models": models, "doctor": doctor}
+    for name, module in modules.items():
         text = (module.__doc__ or "").partition(": ")[2].strip()
         command = commands.add_parser(name, help=text.rstrip("."), description=text[:1].upper() + text[1:])
         module.add_arguments(command)
