@@ -247,7 +247,9 @@ void phi3c_pack(uint8_t *panels, const uint8_t *src, int type, int64_t rows, int
                 phi3c_pool *pool) {
     assert(phi3c_block_columns(type) && columns % phi3c_block_columns(type) == 0);
     pack_job job = {panels, src, type, rows, columns, order};
-    phi3c_pool_run(pool, pack_panels, &job, (rows + PHI3C_PANEL - 1) / PHI3C_PANEL, 4);
+    /* A chunk fills about a huge page: two threads that first touch the same one would both zero it. */
+    int64_t grain = (2 << 20) / (int64_t)(PHI3C_PANEL * row_bytes(type, columns));
+    phi3c_pool_run(pool, pack_panels, &job, (rows + PHI3C_PANEL - 1) / PHI3C_PANEL, grain > 1 ? grain : 1);
 }
 
 void phi3c_unpack_row(uint8_t *blocks, const uint8_t *panels, int type, int64_t row, int64_t columns) {
