@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import Iterator
 from typing import Any
 
@@ -491,6 +493,63 @@ def test_matrix_refuses(pool: k.Pool) -> None:
     assert matrix.rows == 0
     with pytest.raises(IndexError):
         matrix.unpack_row(0)
+
+
+def aligned(n_bytes: int) -> NDArray[np.uint8]:
+    """Zeros that begin at a multiple of 64."""
+    room = np.zeros(n_bytes + 64, np.uint8)
+    start = -room.ctypes.data % 64
+    return room[start : start + n_bytes]
+
+
+@pytest.mark.parametrize("kind", LAYOUTS)
+def test_panels_that_lie_elsewhere(kind: str, pool: k.Pool) -> None:
+    """They are those of an arena, their buffer lives as long as the matrix, and rows come out of both."""
+    columns, rows = columns_for(kind), 37
+    rng = np.random.default_rng(3)
+    data = random_blocks(kind, rows * columns // block_elements(kind), rng)
+    panels = aligned(48 * columns // block_elements(kind) * block_bytes(kind))  # three panels of 16 rows
+    k.pack(panels, data, GGMLType[kind], rows, columns, None, pool)
+    matrix, other = k.Matrix(None, columns), matrix_of([(kind, data)], columns, pool)
+    matrix.append_packed(panels, GGMLType[kind], rows)
+    gone = weakref.ref(panels)
+    del panels
+    gc.collect()
+    assert gone() is not None
+    for row in range(rows):
+        assert matrix.unpack_row(row) == other.unpack_row(row)
+    ids = np.array([36, 0, 17, 17])
+    looked_up, expected = k.Rows(4, columns), k.Rows(4, columns)
+    k.embed_packed(looked_up, matrix, ids)
+    k.embed(expected, data, GGMLType[kind], ids)
+    np.testing.assert_array_equal(np.array(looked_up).view(np.uint32), np.array(expected).view(np.uint32))
+    del matrix
+    gc.collect()
+    assert gone() is None
+
+
+def test_packed_rows_refuse(pool: k.Pool) -> None:
+    q4_0, panels, block = GGMLType.Q4_0, aligned(18 * 16 + 64), np.zeros(18, np.uint8)
+    matrix = k.Matrix(None, 32)
+    with pytest.raises(ValueError, match="multiple of 64"):
+        matrix.append_packed(panels[32 : 32 + 18 * 16], q4_0, 1)
+    with pytest.raises(ValueError, match="288 bytes: not 17 packed rows x 32"):
+        matrix.append_packed(panels[: 18 * 16], q4_0, 17)
+    with pytest.raises(ValueError, match="0 rows"):
+        matrix.append_packed(panels[:0], q4_0, 0)
+    with pytest.raises(ValueError, match="no packing for type 99"):
+        matrix.append_packed(panels, 99, 1)
+    with pytest.raises(ValueError, match="without an arena"):
+        matrix.append(block, q4_0, 1, None, pool)
+    with pytest.raises(ValueError, match="352 bytes: not 1 packed rows"):
+        k.pack(panels, block, q4_0, 1, 32, None, pool)
+    with pytest.raises(ValueError, match="no packing for type 2 with -32 columns"):
+        k.pack(panels, block, q4_0, 1, -32, None, pool)
+    with pytest.raises(ValueError, match="token id 0 is not in the vocabulary of 0"):
+        k.embed_packed(k.Rows(1, 32), matrix, np.zeros(1, np.int64))
+    with pytest.raises(ValueError, match="embed: shapes"):
+        k.embed_packed(k.Rows(1, 64), matrix, np.zeros(1, np.int64))
+    assert matrix.rows == 0
 
 
 def test_keep_rows_refuses() -> None:

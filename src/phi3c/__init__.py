@@ -1,7 +1,7 @@
 """phi3c: Microsoft's Phi-3 family of language models from GGUF files, on ordinary CPUs.
 
 Layers, each importing only what stands to its right (tests/test_layers.py):
-cli -> model -> engine -> phi3, sampling, chat, tokenizer -> weights -> cache, config, packed -> gguf -> errors;
+cli -> model -> engine -> phi3 -> weights -> cache, config, packed, tokenizer, ... -> gguf -> errors;
 _kernels under all.
 """
 
@@ -47,9 +47,9 @@ _HOMES = {
     "cpu": ("CPUInfo", "cpu_info"),
     "errors": (
         "ChatTemplateError", "ContextLengthError", "CorruptGGUFError", "DownloadError", "GGUFVersionError",
-        "InvalidParameterError", "ModelClosedError", "ModelLoadError", "ModelNotFoundError", "ModelWriteError",
-        "NotGGUFError", "NumericalError", "OutOfMemoryError", "Phi3cError", "TokenizerError",
-        "TruncatedFileError", "UnsupportedModelError", "UnsupportedQuantError",
+        "InvalidParameterError", "ModelClosedError", "ModelLoadError", "ModelNotFoundError",
+        "ModelWriteError", "NotGGUFError", "NumericalError", "OutOfMemoryError", "Phi3cError",
+        "TokenizerError", "TruncatedFileError", "UnsupportedModelError", "UnsupportedQuantError",
     ),
     "weights": ("pack",),
 }  # fmt: skip

@@ -168,8 +168,8 @@ cdef class Activation(Rows):
 cdef class Matrix:
     """Packed weights (rows, columns), made of segments that may differ in type.
 
-    `append` packs rows into the arena; `append_packed` borrows panels that lie elsewhere, such as in a mapped file,
-    and keeps their buffer alive. A matrix of borrowed panels only needs no arena.
+    `append` packs rows into the arena; `append_packed` borrows panels that lie elsewhere, such as in a mapped
+    file, and keeps their buffer alive. A matrix of borrowed panels needs no arena.
     """
 
     cdef c.phi3c_segment *segments
@@ -204,10 +204,10 @@ cdef class Matrix:
         self.add_segment(panels, type, rows)
 
     def append_packed(self, const uint8_t[::1] panels not None, int type, Py_ssize_t rows) -> None:
-        """Put `rows` packed rows, panels as `pack` makes them on a multiple of 64 bytes, below those there."""
+        """Put packed rows below those already there: panels as `pack` makes them, aligned to 64 bytes."""
         check_type(type, rows, self.columns)
         if <size_t> panels.shape[0] != c.phi3c_packed_bytes(type, rows, self.columns):
-            raise ValueError(f"{panels.shape[0]} bytes: not {rows} packed rows of {self.columns}, type {type}")
+            raise ValueError(f"{panels.shape[0]} bytes: not {rows} packed rows x {self.columns}, type {type}")
         if <size_t> &panels[0] % 64:
             raise ValueError("panels begin at a multiple of 64 bytes")
         self.add_segment(&panels[0], type, rows)

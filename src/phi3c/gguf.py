@@ -18,7 +18,7 @@ from enum import IntEnum
 from itertools import pairwise
 from pathlib import Path
 from types import TracebackType
-from typing import TypeAlias
+from typing import Self, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -273,7 +273,7 @@ class GGUFFile:
                 self._map.close()
             self._map = None
 
-    def __enter__(self) -> GGUFFile:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(
@@ -550,8 +550,8 @@ def write_gguf(
         path: where to; an existing file is replaced.
         metadata: key -> value. bool, int (UINT32, else the first of INT32, UINT64, INT64 that fits), float
             (FLOAT32), str, list of str, list of lists; numpy scalars and 1-D arrays keep their dtype.
-        tensors: (name, shape in the file's order, type, data). Data is C-contiguous, or a function that makes it,
-            called when its turn to be written comes; it is let go of before the next one.
+        tensors: (name, shape in the file's order, type, data). Data is C-contiguous, or a function that makes
+            it, called when its turn to be written comes; it is let go of before the next one.
         alignment: power of two from 8 up. Stored as general.alignment if it is not the default 32.
         version: 2 or 3.
 
@@ -603,10 +603,10 @@ def write_gguf(
 
 def _content(name: str, shape: Sequence[int], type: GGMLType, data: Buffer) -> npt.NDArray[np.uint8]:
     """The bytes of a tensor's data, as many as shape and type ask for."""
-    content = np.frombuffer(data, np.uint8)
-    if content.size != n_bytes(shape, type):
+    content, size = np.frombuffer(data, np.uint8), n_bytes(shape, type)
+    if content.size != size:
         raise InvalidParameterError(
-            f"tensor {name!r}: {type.name} {tuple(shape)} takes {n_bytes(shape, type)} bytes, not {content.size}"
+            f"tensor {name!r}: {type.name} {tuple(shape)} takes {size} bytes, not {content.size}"
         )
     return content
 

@@ -1,8 +1,7 @@
-"""The packed form of a model file: a GGUF whose matrices are P16 panels (docs/formats.md), and `ModelFile`, which
-shows packed and ordinary files to the rest alike.
+"""Packed files: GGUFs whose matrices are P16 panels (docs/formats.md). `ModelFile` reads them and others.
 
-It is a file of its own architecture, "phi3c", which other readers refuse by name. Each panel tensor is a row of I8;
-what it stands for is told by lists in the metadata.
+A packed file has an architecture of its own, "phi3c", which other readers refuse by name. The panels of a
+matrix are one row of I8; lists in the metadata tell what it stands for.
 """
 
 from __future__ import annotations
@@ -50,8 +49,8 @@ def packed_metadata(file: GGUFFile, packed: Iterable[TensorInfo]) -> dict[str, V
 class ModelFile(GGUFFile):
     """A GGUF file as the model sees it, whether its matrices are packed already or not.
 
-    For a packed file, `metadata["general.architecture"]` and the names, shapes and types in `tensors` are those of
-    the file it was packed from. `n_bytes`, `offset` and `data()` of a packed tensor are those of its panels.
+    For a packed file, `metadata["general.architecture"]` and the names, shapes and types in `tensors` are
+    those of the file it was packed from. `n_bytes`, `offset` and `data()` of a packed tensor are its panels'.
 
     Attributes:
         layout: for example "p16 version 1", None for an ordinary file.
@@ -67,7 +66,8 @@ class ModelFile(GGUFFile):
         super().__init__(path)
         self.layout: str | None = None
         self.packed: frozenset[str] = frozenset()
-        if self.metadata.get("general.architecture") == ARCHITECTURE:
+        architecture = self.metadata.get("general.architecture")
+        if isinstance(architecture, str) and architecture == ARCHITECTURE:
             try:
                 self._read_layout()
             except BaseException:
@@ -77,47 +77,55 @@ class ModelFile(GGUFFile):
     def _read_layout(self) -> None:
         get = self.metadata.get
         layout, version = get("phi3c.layout"), get("phi3c.layout_version")
-        if layout != LAYOUT or version != LAYOUT_VERSION:
+        if not (
+            isinstance(layout, str) and type(version) is int and (layout, version) == (LAYOUT, LAYOUT_VERSION)
+        ):
             source = reprlib.repr(get("phi3c.source", "the original file"))
             raise UnsupportedModelError(
-                f"{self.path} is packed in layout {reprlib.repr(layout)} version {reprlib.repr(version)}, this "
-                f"version of phi3c reads {LAYOUT} version {LAYOUT_VERSION}; pack it again from {source}"
+                f"{self.path} is packed in layout {layout!r:.20} version {version!r:.20}, this phi3c reads "
+                f"{LAYOUT} version {LAYOUT_VERSION}; pack it again from {source}"
             )
-        names = get("phi3c.packed.names")
-        numbers = [get(f"phi3c.packed.{column}") for column in ("types", "columns", "rows")]
-        if not isinstance(names, list) or not all(
-            isinstance(column, np.ndarray) and column.dtype.kind == "u" and len(column) == len(names)
-            for column in numbers
-        ):
-            raise self._damaged("the lists phi3c.packed.* are missing, of other types or of different lengths")
-        for name, type_id, columns, rows in zip(
-            names, *(column.tolist() for column in numbers if isinstance(column, np.ndarray)), strict=True
-        ):
-            self._show_packed(name, type_id, columns, rows)
+        names = [name for name in _list(get("phi3c.packed.names")) if isinstance(name, str)]
+        types, columns, rows = (_list(get(f"phi3c.packed.{what}")) for what in ("types", "columns", "rows"))
+        if not len(set(names)) == len(types) == len(columns) == len(rows) == len(names):
+            raise self._damaged(
+                "the lists phi3c.packed.* are missing, of unequal lengths, or name a tensor twice"
+            )
+        for name, *numbers in zip(names, types, columns, rows, strict=True):
+            self.tensors[name] = self._packed_tensor(name, *numbers)
         self.packed = frozenset(names)
-        if len(self.packed) < len(names):
-            raise self._damaged("phi3c.packed.names has a name twice")
         self.layout = f"{LAYOUT} version {LAYOUT_VERSION}"
         self.metadata["general.architecture"] = get("phi3c.architecture", "")
 
-    def _show_packed(self, name: object, type_id: int, columns: int, rows: int) -> None:
-        stored = self.tensors.get(name) if isinstance(name, str) else None
+    def _packed_tensor(self, name: str, type_id: object, columns: object, rows: object) -> TensorInfo:
+        """What the panels called `name` stand for, if they can."""
+        stored = self.tensors.get(name)
         if stored is None:
             raise self._damaged(f"there is no tensor {reprlib.repr(name)}, of which it has panels")
         if stored.type is not GGMLType.I8 or len(stored.shape) != 1:
-            raise self._damaged(f"panels {stored.name} are no row of I8", stored.offset)
+            raise self._damaged(f"panels {name} are no row of I8", stored.offset)
         if stored.offset % ALIGNMENT:
-            raise self._damaged(f"panels {stored.name} are not aligned to {ALIGNMENT}", stored.offset)
+            raise self._damaged(f"panels {name} are not aligned to {ALIGNMENT}", stored.offset)
+        if not (isinstance(type_id, int) and isinstance(columns, int) and isinstance(rows, int)):
+            raise self._damaged(f"panels {name} have a type or size that is no whole number", stored.offset)
         if type_id not in BLOCKS or columns % BLOCKS[GGMLType(type_id)][0] or columns < 1 or rows < 1:
-            raise self._damaged(f"panels {stored.name} of type {type_id}, {columns} x {rows}", stored.offset)
-        tensor = TensorInfo(stored.name, (columns, rows), GGMLType(type_id), stored.offset, stored.n_bytes)
+            raise self._damaged(
+                f"panels {name} are said to be {columns} x {rows} of type {type_id}", stored.offset
+            )
+        tensor = TensorInfo(name, (columns, rows), GGMLType(type_id), stored.offset, stored.n_bytes)
         if panel_bytes(tensor) != stored.n_bytes:
             raise self._damaged(
                 f"panels {name} of {tensor.type.name}, {columns} x {rows}, take {panel_bytes(tensor)} bytes, "
                 f"not {stored.n_bytes}",
                 stored.offset,
             )
-        self.tensors[stored.name] = tensor
+        return tensor
 
     def _damaged(self, message: str, offset: int = 0) -> CorruptGGUFError:
         return CorruptGGUFError(f"{self.path} is damaged: {message}; pack the model again", offset)
+
+
+def _list(value: object) -> list[object]:
+    """The elements of a metadata array; of anything else, none."""
+    elements = value.tolist() if isinstance(value, np.ndarray) else value
+    return elements if isinstance(elements, list) else []

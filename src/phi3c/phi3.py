@@ -41,8 +41,8 @@ class Phi3:
     """The weights of a `phi3` or `llama` file and the computation they stand for.
 
     Args:
-        file: stays open as long as the model: rows of an untied token_embd are read from it, packed or not, and
-            all weights where it is a packed file.
+        file: stays open as long as the model: rows of an untied token_embd are read from it, and all weights
+            where they are packed already.
         config: its hyper-parameters.
         pool: threads that compute.
         n_batch: most rows of one forward pass.

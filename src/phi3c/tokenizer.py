@@ -54,6 +54,9 @@ class TokenType(IntEnum):
     BYTE = 6
 
 
+_SPECIAL_TYPES = frozenset((TokenType.CONTROL, TokenType.USER_DEFINED))
+
+
 class Tokenizer:
     """The vocabulary of one model.
 
@@ -265,7 +268,7 @@ class TextStream:
 
 
 def _is_special(text: str, type: int) -> bool:
-    return text != "" and (type in (TokenType.CONTROL, TokenType.USER_DEFINED) or text in SPECIAL_TOKENS)
+    return text != "" and (type in _SPECIAL_TYPES or text in SPECIAL_TOKENS)
 
 
 def _vocabulary(metadata: Mapping[str, Value]) -> tuple[list[str], list[int]]:
@@ -325,13 +328,14 @@ def _spm(
 
     vocab: dict[str, int] = {}
     byte_ids: dict[str, int] = {}
-    for id, text in enumerate(texts):
-        if types[id] == TokenType.BYTE:
+    normal, byte = int(TokenType.NORMAL), int(TokenType.BYTE)  # an enum's members are slow to look up
+    for id, (text, type) in enumerate(zip(texts, types, strict=True)):
+        if type == normal and text and text not in SPECIAL_TOKENS:
+            vocab.setdefault(text, id)
+        elif type == byte:
             if text not in BYTE_TOKENS:
                 raise TokenizerError(f"token {id} is typed as a byte, but {text!r} names none")
             byte_ids.setdefault(text, id)
-        elif types[id] == TokenType.NORMAL and text and not _is_special(text, types[id]):
-            vocab.setdefault(text, id)
     missing = sorted(BYTE_TOKENS.keys() - byte_ids.keys())
     if missing:
         raise TokenizerError(f"an SPM vocabulary needs a token for every byte; {missing[0]} is missing")

@@ -1,4 +1,4 @@
-"""Weights for the kernels: packed from a file's blocks, or borrowed from a packed file; and `pack`, which writes one."""
+"""Weights as the kernels take them: packed on loading, or borrowed from a packed file; `pack` writes one."""
 
 from __future__ import annotations
 
@@ -14,7 +14,13 @@ from numpy.typing import NDArray
 
 from . import _kernels
 from .config import Config
-from .errors import InvalidParameterError, ModelWriteError, OutOfMemoryError, UnsupportedModelError, UnsupportedQuantError
+from .errors import (
+    InvalidParameterError,
+    ModelWriteError,
+    OutOfMemoryError,
+    UnsupportedModelError,
+    UnsupportedQuantError,
+)
 from .gguf import Data, GGMLType, TensorInfo, write_gguf
 from .memory import total_memory
 from .packed import ALIGNMENT, ModelFile, packed_metadata, panel_bytes
@@ -26,8 +32,8 @@ Progress = Callable[[str, int, int], None]
 class Weights:
     """The tensors of a file in the forms the kernels take; a matrix may be asked for once.
 
-    Matrices of an ordinary file are packed into one arena, in the order they are asked for; pages of the file are
-    read ahead by one tensor and given back once packed. Those of a packed file stay where they are.
+    Matrices of an ordinary file are packed into one arena, in the order they are asked for; the file is read
+    ahead by one tensor, and its pages are given back once packed. Those of a packed file stay where they are.
 
     Args:
         progress: called with ("pack", bytes done, bytes in all) while weights are packed.
@@ -167,8 +173,8 @@ def pack(
         tensors = matrices(file, config)
         if dst.exists() and (not overwrite or dst.is_dir() or dst.samefile(file.path)):
             raise InvalidParameterError(
-                f"{dst} exists; choose another name, or have it replaced (overwrite=True, --force) where it is "
-                "neither a folder nor the file to be packed"
+                f"{dst} exists; choose another name, or have it replaced (overwrite=True, --force), which a "
+                "folder and the file to be packed are not"
             )
         try:
             _check_space(dst, file, tensors)
@@ -182,7 +188,8 @@ def _check_space(dst: Path, file: ModelFile, tensors: list[TensorInfo]) -> None:
     needed, free = file.path.stat().st_size + growth, shutil.disk_usage(dst.parent).free
     if needed > free:
         raise OSError(
-            errno.ENOSPC, f"it takes {needed / 1e9:.2f} GB, and the disk has {free / 1e9:.2f} GB left; free some"
+            errno.ENOSPC,
+            f"it takes {needed / 1e9:.2f} GB, and the disk has {free / 1e9:.2f} GB left; free some",
         )
 
 
