@@ -3,7 +3,7 @@
 usage: python benchmarks/load.py MODEL.gguf PACKED.gguf ... [--rounds 9]
 
 Each load is a process of its own, the files by turns; a round before the first brings them into the page
-cache. Prints one row of a Markdown table per file, medians with ranges; the table's head goes to stderr. Linux
+cache. Prints one row of a Markdown table per file, medians with ranges; the head goes to stderr. Linux
 only: it reads /proc/self/status.
 """
 

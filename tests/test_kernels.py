@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from blocks import FLOAT_TYPES, LAYOUTS, QUANT_TYPES, block_bytes, block_elements, dequantize, random_blocks
+from blocks import panels as panels_in_numpy
 from numpy.typing import NDArray
 
 from phi3c import _kernels as k
@@ -504,12 +505,16 @@ def aligned(n_bytes: int) -> NDArray[np.uint8]:
 
 @pytest.mark.parametrize("kind", LAYOUTS)
 def test_panels_that_lie_elsewhere(kind: str, pool: k.Pool) -> None:
-    """They are those of an arena, their buffer lives as long as the matrix, and rows come out of both."""
+    """They are those that docs/formats.md draws, their buffer lives with the matrix, rows come out again.
+
+    Files hold them: a change here counts up LAYOUT_VERSION in packed.py.
+    """
     columns, rows = columns_for(kind), 37
     rng = np.random.default_rng(3)
     data = random_blocks(kind, rows * columns // block_elements(kind), rng)
     panels = aligned(48 * columns // block_elements(kind) * block_bytes(kind))  # three panels of 16 rows
     k.pack(panels, data, GGMLType[kind], rows, columns, None, pool)
+    np.testing.assert_array_equal(panels, panels_in_numpy(kind, data, rows))
     matrix, other = k.Matrix(None, columns), matrix_of([(kind, data)], columns, pool)
     matrix.append_packed(panels, GGMLType[kind], rows)
     gone = weakref.ref(panels)
