@@ -34,6 +34,7 @@ from phi3c.errors import (
 )
 from phi3c.gguf import GGMLType, GGUFFile, Value, write_gguf
 from phi3c.packed import ModelFile
+from phi3c.tokenizer import SPM_MERGES
 from phi3c.weights import Weights
 
 IDS: list[int] = np.random.default_rng(5).integers(0, 300, 70).tolist()  # two pages
@@ -118,6 +119,24 @@ def test_it_needs_nothing_but_itself(tmp_path: Path) -> None:
         assert (model.info.architecture, model.info.n_parameters) == ("phi3", info.n_parameters)
         assert (model.info.layout, info.layout) == ("p16 version 1", None)
         assert model.info.weight_bytes == info.weight_bytes
+
+
+def test_an_spm_vocabulary_keeps_its_merges(tmp_path: Path, shared: Path) -> None:
+    """Phi-3's vocabulary on a tiny model: the packed file tokenises alike, with merges it kept."""
+    plain, path, out = tmp_path / "plain.gguf", tmp_path / "spm.gguf", tmp_path / "packed.gguf"
+    with GGUFFile(shared / "vocab/ggml-vocab-phi-3.gguf") as file:
+        vocabulary = {key: value for key, value in file.metadata.items() if key.startswith("tokenizer.")}
+    write_tiny_phi3(plain, head_dim=16, layers=1, vocab=len(vocabulary["tokenizer.ggml.tokens"]))  # type: ignore[arg-type]
+    with GGUFFile(plain) as file:
+        metadata = {key: value for key, value in file.metadata.items() if not key.startswith("tokenizer.")}
+        tensors = [(t.name, t.shape, t.type, file.data(t.name)) for t in file.tensors.values()]
+        write_gguf(path, metadata | vocabulary, tensors)
+    phi3c.pack(path, out)
+    text = (shared / "golden/gpl-3-head.txt").read_text(encoding="utf-8")
+    with phi3c.Model(path) as model, phi3c.Model(out) as packed:
+        assert packed.tokenize(text) == model.tokenize(text)
+    with GGUFFile(out) as file:
+        assert len(file.metadata[SPM_MERGES]) > 50_000  # type: ignore[arg-type]
 
 
 def test_other_readers_are_told_by_the_architecture(tmp_path: Path) -> None:

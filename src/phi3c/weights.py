@@ -25,6 +25,7 @@ from .gguf import Data, GGMLType, TensorInfo, write_gguf
 from .memory import total_memory
 from .packed import ALIGNMENT, ModelFile, packed_metadata, panel_bytes
 from .threads import default_threads
+from .tokenizer import SPM_MERGES, spm_merges
 
 Progress = Callable[[str, int, int], None]
 
@@ -223,6 +224,9 @@ def _write(
             return tensor.name, (panel_bytes(tensor),), GGMLType.I8, lambda: data(tensor)
         return tensor.name, tensor.shape, tensor.type, lambda: data(tensor)
 
-    write_gguf(dst, packed_metadata(file, tensors), map(stored, file.tensors.values()), ALIGNMENT)
+    metadata, merges = packed_metadata(file, tensors), spm_merges(file.metadata)
+    if merges is not None:
+        metadata[SPM_MERGES] = merges
+    write_gguf(dst, metadata, map(stored, file.tensors.values()), ALIGNMENT)
     if progress:
         progress("pack", total, total)
