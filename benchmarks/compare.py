@@ -7,12 +7,13 @@ PYTHON is an interpreter that can import llama_cpp, built natively from the llam
 
     CMAKE_ARGS=-DGGML_NATIVE=ON pip install --no-binary llama-cpp-python llama-cpp-python
 
-The peer runs four times over, with and without weight repacking and with flash attention on and off; each test counts
-the best of the four. Prompts are pseudo-random ids, the same for all. A test is repeated in rounds: every engine once,
-then every engine again. Prints a Markdown table: tokens per second (median over rounds) and the median of the ratios
-within a round, with the least and the greatest. A `ppN` behind a depth computes N tokens after it; `tgN@dD` generates
-N tokens one by one behind D; `xK` K sequences together. `load` is the time from opening the file to the first logits of
-a one-token prompt, in a fresh process, file in the page cache; `resident` is the memory of that process then.
+The peer runs four times over, with and without weight repacking and with flash attention on and off; each
+test counts the best of the four. Prompts are pseudo-random ids, the same for all. A test is repeated in
+rounds: every engine once, then every engine again. Prints a Markdown table: tokens per second (median over
+rounds) and the median of the ratios within a round, with the least and the greatest. A `ppN` behind a depth
+computes N tokens after it; `tgN@dD` generates N tokens one by one behind D; `xK` K sequences together.
+`load` is the time from opening the file to the first logits of a one-token prompt, in a fresh process, file
+in the page cache; `resident` is the memory of that process then.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ PEERS = {
 
 @dataclass(frozen=True, slots=True)
 class Test:
-    """A row of the table: pp tokens of prompt or tg tokens of generation, of so many sequences, behind a depth."""
+    """A row of the table: pp tokens of a prompt or tg tokens generated, of so many sequences, behind a depth."""
 
     pp: int
     tg: int
@@ -85,12 +86,14 @@ class Phi3c:
         import phi3c._kernels as kernels
         from phi3c.config import Config
         from phi3c.engine import Engine
-        from phi3c.gguf import GGUFFile
+        from phi3c.packed import ModelFile
         from phi3c.phi3 import Phi3
 
-        self.file = GGUFFile(path)
+        self.file = ModelFile(path)
         config = Config.from_gguf(self.file)
-        self.engine = Engine(Phi3(self.file, config, kernels.Pool(threads), n_batch=BATCH), config.context_length)
+        self.engine = Engine(
+            Phi3(self.file, config, kernels.Pool(threads), n_batch=BATCH), config.context_length
+        )
 
     def run(self, test: Test) -> float:
         from phi3c.phi3 import Step
@@ -236,7 +239,9 @@ def spread(values: list[float], form: str) -> str:
     return f"{median(values):{form}} ({min(values):{form}}-{max(values):{form}})"
 
 
-def row(name: str, unit: str, ours: str, measured: dict[str, list[float]], *, less_is_better: bool, form: str) -> None:
+def row(
+    name: str, unit: str, ours: str, measured: dict[str, list[float]], *, less_is_better: bool, form: str
+) -> None:
     """One line of the table; measured: by engine, one value a round."""
     best = (min if less_is_better else max)(PEERS, key=lambda peer: median(measured[peer]))
     pairs = zip(measured[ours], measured[best], strict=True)
@@ -249,7 +254,9 @@ def row(name: str, unit: str, ours: str, measured: dict[str, list[float]], *, le
 def main() -> None:
     parser = argparse.ArgumentParser(description="phi3c and llama.cpp by turns on the same file")
     parser.add_argument("model", metavar="MODEL.gguf")
-    parser.add_argument("--peer", required=True, metavar="PYTHON", help="an interpreter that can import llama_cpp")
+    parser.add_argument(
+        "--peer", required=True, metavar="PYTHON", help="an interpreter that can import llama_cpp"
+    )
     parser.add_argument("--packed", metavar="FILE", help="the model as `phi3c pack` writes it, for `load`")
     parser.add_argument("--threads", type=int, default=2, metavar="N")
     parser.add_argument("--repetitions", type=int, default=5, metavar="N", help="rounds of each test")

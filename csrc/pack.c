@@ -58,11 +58,17 @@ size_t phi3c_packed_bytes(int type, int64_t rows, int64_t columns) {
 
 /* -- the fields that are more than a transpose ------------------------------------------------------------ */
 
-static uint32_t spread_bits(const uint8_t *qh) {
-    uint32_t out = 0;
-    for (int column = 0; column < 32; column++)
-        out |= (uint32_t)(qh[column / 8] >> (column % 8) & 1) << (8 * (column % 4) + column / 4);
-    return out;
+/* Bits 0, 4, 8, ... 28 of x, side by side. */
+static uint32_t every_fourth_bit(uint32_t x) {
+    x &= 0x11111111u;
+    x = (x | x >> 3) & 0x03030303u;
+    x = (x | x >> 6) & 0x000f000fu;
+    return (x | x >> 12) & 0xffu;
+}
+
+static uint32_t spread_bits(uint32_t qh) {
+    return every_fourth_bit(qh) | every_fourth_bit(qh >> 1) << 8 | every_fourth_bit(qh >> 2) << 16 |
+           every_fourth_bit(qh >> 3) << 24;
 }
 
 static void gather_bits(uint8_t *qh, uint32_t spread) {
@@ -114,12 +120,10 @@ static int plane_index(int kind, int s, int row) {
 
 /* Plane bytes: low[k] = nibble of value k | nibble of value k + 128 << 4, for k < 128;
  * high[k] = two upper bits of values k, k + 64, k + 128 and k + 192, for k < 64. */
-static void put_planes(uint8_t *planes, int kind, const uint8_t v[16], int row) {
-    for (int s = 0; s < 16; s++) {
-        int k = plane_index(kind, s, row);
-        planes[k % 128] |= (uint8_t)((v[s] & 15) << (k < 128 ? 0 : 4));
-        planes[128 + k % 64] |= (uint8_t)((v[s] >> 4) << (2 * (k / 64)));
-    }
+static void put_planes(uint8_t *restrict planes, const uint8_t v[256]) {
+    for (int k = 0; k < 128; k++) planes[k] = (uint8_t)((v[k] & 15) | v[k + 128] << 4);
+    for (int k = 0; k < 64; k++)
+        planes[128 + k] = (uint8_t)(v[k] >> 4 | v[k + 64] >> 4 << 2 | v[k + 128] >> 4 << 4 | v[k + 192] >> 4 << 6);
 }
 
 static void get_planes(uint8_t v[16], const uint8_t *planes, int kind, int row) {
@@ -132,45 +136,41 @@ static void get_planes(uint8_t v[16], const uint8_t *planes, int kind, int row) 
 
 /* -- fields, panels, matrices ----------------------------------------------------------------------------- */
 
-static void pack_field(uint8_t *dst, const uint8_t *const src[16], phi3c_field field) {
-    uint8_t v[16];
+/* One field of one block of 16 rows, the blocks of which begin at src. */
+static void pack_field(uint8_t *restrict dst, const uint8_t *const src[16], phi3c_field field) {
+    uint8_t v[16], panel[256];
+    uint32_t qh[16];
+    const int at = field.offset, n = field.count;
     switch (field.kind) {
     case FIELD_U8:
-        for (int i = 0; i < field.count; i++)
-            for (int r = 0; r < 16; r++) dst[i * 16 + r] = src[r][i];
+        for (int i = 0; i < n; i++)
+            for (int r = 0; r < 16; r++) dst[i * 16 + r] = src[r][at + i];
         break;
     case FIELD_U16:
-        for (int i = 0; i < field.count; i++)
-            for (int r = 0; r < 16; r++) memcpy(dst + i * 32 + r * 2, src[r] + i * 2, 2);
+        for (int i = 0; i < n; i++)
+            for (int r = 0; r < 16; r++) memcpy(dst + i * 32 + r * 2, src[r] + at + i * 2, 2);
         break;
     case FIELD_U32:
-        for (int i = 0; i < field.count; i++)
-            for (int r = 0; r < 16; r++) memcpy(dst + i * 64 + r * 4, src[r] + i * 4, 4);
-        break;
     case FIELD_S32:
-        for (int i = 0; i < field.count; i++)
-            for (int r = 0; r < 16; r++) {
-                uint32_t four;
-                memcpy(&four, src[r] + i * 4, 4);
-                four ^= 0x80808080u;
-                memcpy(dst + i * 64 + r * 4, &four, 4);
-            }
+        for (int r = 0; r < 16; r++)
+            for (int i = 0; i < n; i++) memcpy(dst + i * 64 + r * 4, src[r] + at + i * 4, 4);
+        if (field.kind == FIELD_S32)
+            for (int i = 0; i < n * 64; i++) dst[i] ^= 0x80;
         break;
     case FIELD_BIT32:
-        for (int r = 0; r < 16; r++) {
-            uint32_t spread = spread_bits(src[r]);
-            memcpy(dst + r * 4, &spread, 4);
-        }
+        for (int r = 0; r < 16; r++) memcpy(&qh[r], src[r] + at, 4);
+        for (int r = 0; r < 16; r++) qh[r] = spread_bits(qh[r]);
+        memcpy(dst, qh, 64);
         break;
     default:
-        memset(dst, 0, 192);
         for (int r = 0; r < 16; r++) {
             if (field.kind == FIELD_SCALE_MIN)
-                scale_min_from_12(v, src[r]);
+                scale_min_from_12(v, src[r] + at);
             else
-                scale_from_12(v, src[r]);
-            put_planes(dst, field.kind, v, r);
+                scale_from_12(v, src[r] + at);
+            for (int s = 0; s < 16; s++) panel[plane_index(field.kind, s, r)] = v[s];
         }
+        put_planes(dst, panel);
     }
 }
 
@@ -216,26 +216,27 @@ typedef struct {
 } pack_job;
 
 static void pack_panels(void *arg, int64_t first, int64_t last) {
-    static const uint8_t no_row[210]; /* rows beyond the last one are blocks of zeros */
+    static const uint8_t no_block[210]; /* rows beyond the last one are blocks of zeros */
     const pack_job *job = arg;
     const phi3c_layout *layout = &phi3c_layouts[job->type];
     size_t row_size = row_bytes(job->type, job->columns);
     int64_t n_blocks = job->columns / layout->columns;
     for (int64_t panel = first; panel < last; panel++) {
         uint8_t *dst = job->panels + (size_t)panel * PHI3C_PANEL * row_size;
+        const uint8_t *rows[16];
+        for (int r = 0; r < 16; r++) {
+            int64_t row = panel * PHI3C_PANEL + r;
+            rows[r] = row < job->rows ? job->src + (size_t)(job->order ? job->order[row] : row) * row_size : NULL;
+        }
         for (int64_t super = 0; super < n_blocks; super += layout->blocks) {
-            int64_t n = n_blocks - super < layout->blocks ? n_blocks - super : layout->blocks;
+            int n = (int)(n_blocks - super < layout->blocks ? n_blocks - super : layout->blocks);
+            const uint8_t *src[8][16];
+            for (int block = 0; block < n; block++)
+                for (int r = 0; r < 16; r++)
+                    src[block][r] = rows[r] ? rows[r] + (super + block) * layout->bytes : no_block;
             for (const phi3c_field *field = layout->fields; field->count; field++)
-                for (int64_t block = super; block < super + n; block++) {
-                    const uint8_t *src[16];
-                    for (int r = 0; r < 16; r++) {
-                        int64_t row = panel * PHI3C_PANEL + r;
-                        src[r] = no_row;
-                        if (row < job->rows)
-                            src[r] = job->src + (size_t)(job->order ? job->order[row] : row) * row_size +
-                                     (size_t)block * (size_t)layout->bytes + field->offset;
-                    }
-                    pack_field(dst, src, *field);
+                for (int block = 0; block < n; block++) {
+                    pack_field(dst, src[block], *field);
                     dst += 16 * field_bytes(*field);
                 }
         }
@@ -246,7 +247,9 @@ void phi3c_pack(uint8_t *panels, const uint8_t *src, int type, int64_t rows, int
                 phi3c_pool *pool) {
     assert(phi3c_block_columns(type) && columns % phi3c_block_columns(type) == 0);
     pack_job job = {panels, src, type, rows, columns, order};
-    phi3c_pool_run(pool, pack_panels, &job, (rows + PHI3C_PANEL - 1) / PHI3C_PANEL, 4);
+    /* A chunk fills about a huge page: two threads that first touch the same one would both zero it. */
+    int64_t grain = (2 << 20) / (int64_t)(PHI3C_PANEL * row_bytes(type, columns));
+    phi3c_pool_run(pool, pack_panels, &job, (rows + PHI3C_PANEL - 1) / PHI3C_PANEL, grain > 1 ? grain : 1);
 }
 
 void phi3c_unpack_row(uint8_t *blocks, const uint8_t *panels, int type, int64_t row, int64_t columns) {

@@ -90,6 +90,74 @@ def random_blocks(type_name: str, n_blocks: int, rng: np.random.Generator, *, ex
     return raw.reshape(-1)
 
 
+# P16: fields in packed order, and how each interleaves 16 rows (docs/formats.md).
+PANELS: dict[str, list[tuple[str, str]]] = {
+    "F32": [("x", "U32")],
+    "F16": [("x", "U16")],
+    "BF16": [("x", "U16")],
+    "Q4_0": [("d", "U16"), ("qs", "U32")],
+    "Q4_1": [("d", "U16"), ("m", "U16"), ("qs", "U32")],
+    "Q5_0": [("d", "U16"), ("qh", "BIT32"), ("qs", "U32")],
+    "Q5_1": [("d", "U16"), ("m", "U16"), ("qh", "BIT32"), ("qs", "U32")],
+    "Q8_0": [("d", "U16"), ("qs", "S32")],
+    "Q2_K": [("d", "U16"), ("dmin", "U16"), ("scales", "U8"), ("qs", "U32")],
+    "Q3_K": [("d", "U16"), ("scales", "SCALES"), ("hmask", "U32"), ("qs", "U32")],
+    "Q4_K": [("d", "U16"), ("dmin", "U16"), ("scales", "SCALES_MINS"), ("qs", "U32")],
+    "Q5_K": [("d", "U16"), ("dmin", "U16"), ("scales", "SCALES_MINS"), ("qh", "U32"), ("qs", "U32")],
+    "Q6_K": [("d", "U16"), ("scales", "U8"), ("qh", "U32"), ("ql", "U32")],
+}
+
+
+def panels(type_name: str, data: U8, rows: int) -> U8:
+    """The P16 panels of rows of blocks."""
+    blocks = data.view(LAYOUTS[type_name]).reshape(rows, -1)
+    blocks = np.concatenate([blocks, np.zeros((-rows % 16, blocks.shape[1]), blocks.dtype)])
+    per_super = 256 // block_elements(type_name)
+    pieces = [
+        _INTERLEAVED[how](
+            np.ascontiguousarray(blocks[panel : panel + 16, block][name]).view(np.uint8).reshape(16, -1)
+        )
+        for panel in range(0, len(blocks), 16)
+        for start in range(0, blocks.shape[1], per_super)
+        for name, how in PANELS[type_name]
+        for block in range(start, min(start + per_super, blocks.shape[1]))
+    ]
+    return np.concatenate([piece.ravel() for piece in pieces])
+
+
+def _lanes(size: int) -> Callable[[U8], U8]:
+    """(16 rows, bytes) -> (n, 16 rows, size)."""
+    return lambda field: field.reshape(16, -1, size).swapaxes(0, 1)
+
+
+def _spread_bits(field: U8) -> U8:
+    bits = np.unpackbits(field, axis=1, bitorder="little").reshape(16, 8, 4)  # bit 4 g + i at [g, i]
+    return np.packbits(bits.swapaxes(1, 2), axis=2, bitorder="little")
+
+
+def _planes(values: Codes) -> U8:
+    low = values[:128] & 15 | (values[128:] & 15) << 4
+    high = sum(values[64 * i : 64 * i + 64] >> 4 << 2 * i for i in range(4))
+    return np.concatenate([low, high]).astype(np.uint8)
+
+
+def _scales_and_mins_in_planes(field: U8) -> U8:
+    scales, mins = (codes.astype(np.int64) for codes in _scales_and_mins(field))
+    pairs = mins.reshape(16, 4, 2).swapaxes(0, 1)  # [p][row][i]
+    return _planes(np.concatenate([scales.T.ravel(), pairs.ravel()]))
+
+
+_INTERLEAVED: dict[str, Callable[[U8], U8]] = {
+    "U8": _lanes(1),
+    "U16": _lanes(2),
+    "U32": _lanes(4),
+    "S32": lambda field: _lanes(4)(field ^ np.uint8(0x80)),
+    "BIT32": _spread_bits,
+    "SCALES": lambda field: _planes((_scales_q3(field) + 32).astype(np.int64).T.ravel()),
+    "SCALES_MINS": _scales_and_mins_in_planes,
+}
+
+
 def _extreme_scales(type_name: str, n: int, rng: np.random.Generator) -> F32:
     magnitudes = np.array([0, 2.0**-24, 1023 * 2.0**-24, 2.0**-14, 1, 65504], np.float32)
     return rng.choice(np.concatenate([magnitudes, -magnitudes]), n)

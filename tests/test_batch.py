@@ -16,7 +16,7 @@ import phi3c
 from phi3c import _kernels
 from phi3c.cache import PAGE, RELEASED, KVCache
 from phi3c.config import Config
-from phi3c.gguf import GGUFFile
+from phi3c.packed import ModelFile
 from phi3c.phi3 import Phi3, Step
 
 WINDOW = 100
@@ -30,7 +30,7 @@ def path(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
 @pytest.fixture
 def phi3(path: Path) -> Iterator[Phi3]:
-    with GGUFFile(path) as file:
+    with ModelFile(path) as file:
         yield Phi3(file, Config.from_gguf(file), _kernels.Pool(2), n_batch=512)
 
 
@@ -186,6 +186,6 @@ def test_a_closed_model_says_so_and_lets_go_of_its_memory(path: Path) -> None:
 def test_weights_beyond_the_machine_s_memory_are_refused_with_figures(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("phi3c.phi3.total_memory", lambda: 1000)
+    monkeypatch.setattr("phi3c.weights.total_memory", lambda: 1000)
     with pytest.raises(phi3c.OutOfMemoryError, match=r"the weights take .* this machine has"):
         phi3c.Model(path)

@@ -20,6 +20,7 @@ BUILTINS = {
     "UnsupportedModelError": NotImplementedError,
     "UnsupportedQuantError": NotImplementedError,
     "TokenizerError": ValueError,
+    "ModelWriteError": OSError,
     "InvalidParameterError": ValueError,
     "ContextLengthError": ValueError,
     "ChatTemplateError": ValueError,

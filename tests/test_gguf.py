@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 import struct
+import weakref
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import gguf
@@ -275,6 +277,37 @@ def test_tensors_that_gguf_cannot_hold_are_refused(
         write_gguf(tmp_path / "model.gguf", {}, [("w", shape, type, bytes(size))], alignment=alignment)
 
 
+def test_data_may_be_made_when_its_turn_comes(tmp_path: Path) -> None:
+    """One tensor at a time: what the last function made is gone when the next is called."""
+    alive: list[weakref.ref[np.ndarray]] = []
+
+    def data(value: int) -> np.ndarray:
+        assert all(array() is None for array in alive)
+        made = np.full(4, value, np.float32)
+        alive.append(weakref.ref(made))
+        return made
+
+    tensors = [(f"t{i}", (4,), GGMLType.F32, partial(data, i)) for i in range(3)]
+    write_gguf(tmp_path / "model.gguf", {}, tensors)
+    with GGUFFile(tmp_path / "model.gguf") as file:
+        for i in range(3):
+            assert file.data(f"t{i}").view(np.float32).tolist() == [i] * 4
+
+    with pytest.raises(InvalidParameterError, match=r"'short'.*takes 16 bytes, not 4"):
+        write_gguf(tmp_path / "model.gguf", {}, [("short", (4,), GGMLType.F32, lambda: bytes(4))])
+    with GGUFFile(tmp_path / "model.gguf") as file:
+        assert len(file.tensors) == 3
+
+
+def test_double_precision_survives_a_copy(tmp_path: Path) -> None:
+    write_gguf(tmp_path / "a.gguf", {"base": np.float64(10000.0001)}, [])
+    with GGUFFile(tmp_path / "a.gguf") as file:
+        assert file.metadata["base"] == 10000.0001
+        assert isinstance(file.metadata["base"], float)
+        write_gguf(tmp_path / "b.gguf", file.metadata, [])
+    assert (tmp_path / "a.gguf").read_bytes() == (tmp_path / "b.gguf").read_bytes()
+
+
 def test_a_write_that_fails_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "model.gguf"
     path.write_bytes(b"old")
@@ -323,7 +356,7 @@ def test_reads_what_the_gguf_package_writes(tmp_path: Path) -> None:
             "phi3.context_length": 4096,
             "int": -5,
             "big": 2**40,
-            "double": 0.1,
+            "double": np.float64(0.1),
             "phi3.attention.layer_norm_rms_epsilon": float(np.float32(1e-5)),
             "tokenizer.ggml.add_bos_token": True,
             "tokenizer.ggml.tokens": ["a", "▁b", "<0x0A>"],

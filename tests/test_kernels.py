@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import pytest
 from blocks import FLOAT_TYPES, LAYOUTS, QUANT_TYPES, block_bytes, block_elements, dequantize, random_blocks
+from blocks import panels as panels_in_numpy
 from numpy.typing import NDArray
 
 from phi3c import _kernels as k
@@ -493,6 +496,67 @@ def test_matrix_refuses(pool: k.Pool) -> None:
         matrix.unpack_row(0)
 
 
+def aligned(n_bytes: int) -> NDArray[np.uint8]:
+    """Zeros that begin at a multiple of 64."""
+    room = np.zeros(n_bytes + 64, np.uint8)
+    start = -room.ctypes.data % 64
+    return room[start : start + n_bytes]
+
+
+@pytest.mark.parametrize("kind", LAYOUTS)
+def test_panels_that_lie_elsewhere(kind: str, pool: k.Pool) -> None:
+    """They are those that docs/formats.md draws, their buffer lives with the matrix, rows come out again.
+
+    Files hold them: a change here counts up LAYOUT_VERSION in packed.py.
+    """
+    columns, rows = columns_for(kind), 37
+    rng = np.random.default_rng(3)
+    data = random_blocks(kind, rows * columns // block_elements(kind), rng)
+    panels = aligned(48 * columns // block_elements(kind) * block_bytes(kind))  # three panels of 16 rows
+    k.pack(panels, data, GGMLType[kind], rows, columns, None, pool)
+    np.testing.assert_array_equal(panels, panels_in_numpy(kind, data, rows))
+    matrix, other = k.Matrix(None, columns), matrix_of([(kind, data)], columns, pool)
+    matrix.append_packed(panels, GGMLType[kind], rows)
+    gone = weakref.ref(panels)
+    del panels
+    gc.collect()
+    assert gone() is not None
+    for row in range(rows):
+        assert matrix.unpack_row(row) == other.unpack_row(row)
+    ids = np.array([36, 0, 17, 17])
+    looked_up, expected = k.Rows(4, columns), k.Rows(4, columns)
+    k.embed_packed(looked_up, matrix, ids)
+    k.embed(expected, data, GGMLType[kind], ids)
+    np.testing.assert_array_equal(np.array(looked_up).view(np.uint32), np.array(expected).view(np.uint32))
+    del matrix
+    gc.collect()
+    assert gone() is None
+
+
+def test_packed_rows_refuse(pool: k.Pool) -> None:
+    q4_0, panels, block = GGMLType.Q4_0, aligned(18 * 16 + 64), np.zeros(18, np.uint8)
+    matrix = k.Matrix(None, 32)
+    with pytest.raises(ValueError, match="multiple of 64"):
+        matrix.append_packed(panels[32 : 32 + 18 * 16], q4_0, 1)
+    with pytest.raises(ValueError, match="288 bytes: not 17 packed rows x 32"):
+        matrix.append_packed(panels[: 18 * 16], q4_0, 17)
+    with pytest.raises(ValueError, match="0 rows"):
+        matrix.append_packed(panels[:0], q4_0, 0)
+    with pytest.raises(ValueError, match="no packing for type 99"):
+        matrix.append_packed(panels, 99, 1)
+    with pytest.raises(ValueError, match="without an arena"):
+        matrix.append(block, q4_0, 1, None, pool)
+    with pytest.raises(ValueError, match="352 bytes: not 1 packed rows"):
+        k.pack(panels, block, q4_0, 1, 32, None, pool)
+    with pytest.raises(ValueError, match="no packing for type 2 with -32 columns"):
+        k.pack(panels, block, q4_0, 1, -32, None, pool)
+    with pytest.raises(ValueError, match="token id 0 is not in the vocabulary of 0"):
+        k.embed_packed(k.Rows(1, 32), matrix, np.zeros(1, np.int64))
+    with pytest.raises(ValueError, match="embed: shapes"):
+        k.embed_packed(k.Rows(1, 64), matrix, np.zeros(1, np.int64))
+    assert matrix.rows == 0
+
+
 def test_keep_rows_refuses() -> None:
     rows = k.Rows(4, 32)
     for wanted in ([4], [-1], [1, 0], [0, 1, 2, 3, 4]):
@@ -598,11 +662,13 @@ def test_unknown_instruction_set_is_refused() -> None:
 @pytest.mark.parametrize("n_threads", [1, 2, 3])
 def test_read_reads_every_byte_once(n_rows: int, n_threads: int) -> None:
     words = np.random.default_rng(n_rows).integers(2**32, size=(n_rows, 1024), dtype=np.uint32)
-    arena, pool = k.Arena(words.nbytes), k.Pool(n_threads)
-    assert k.read(arena, pool) == 0
-    # packing F32 moves words about and changes none
-    k.Matrix(arena, 1024).append(words.view(np.uint8).ravel(), GGMLType.F32, n_rows, None, pool)
-    assert k.read(arena, pool) == np.bitwise_xor.reduce(words, axis=None)
+    pool, half = k.Pool(n_threads), n_rows // 2
+    matrix = k.Matrix(k.Arena(2 * words.nbytes), 1024)
+    assert k.read(matrix, pool) == 0
+    # packing F32 moves words about and changes none; rows of two segments are padded with zeros
+    for rows in (words[:half], words[half:]):
+        matrix.append(rows.view(np.uint8).ravel(), GGMLType.F32, half, None, pool)
+    assert k.read(matrix, pool) == np.bitwise_xor.reduce(words, axis=None)
 
 
 def test_peak_counts_its_multiply_adds(isa: str, pool: k.Pool) -> None:

@@ -16,8 +16,9 @@ CSRC = ROOT / "csrc"
 LAYERS = (
     ("errors", "_kernels"),
     ("gguf", "sandbox", "stopping", "threads", "memory", "cpu"),
-    ("config", "hub", "cache", "sampling", "chat", "tokenizer"),
-    ("completion", "phi3"),
+    ("config", "packed", "hub", "cache", "sampling", "chat", "tokenizer"),
+    ("completion", "weights"),
+    ("phi3",),
     ("engine", "profile"),
     ("model", "bench"),
     ("cli",),
@@ -26,7 +27,7 @@ LAYERS = (
 RANK = {module: rank for rank, layer in enumerate(LAYERS) for module in layer}
 
 # Who may import the extension: what computes, what reports on it, what makes the pool, and what measures.
-KERNEL_USERS = {"cache", "sampling", "phi3", "cpu", "model", "bench", "profile"}
+KERNEL_USERS = {"cache", "sampling", "weights", "phi3", "cpu", "model", "bench", "profile"}
 
 
 def imports(path: Path) -> set[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import heapq
 import json
+import re
 import unicodedata
 from collections.abc import Callable
 from itertools import pairwise
@@ -17,8 +18,16 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from phi3c.errors import InvalidParameterError, TokenizerError
-from phi3c.gguf import GGUFFile
-from phi3c.tokenizer import RSTRIP_TOKENS, WHITE_SPACE, TextStream, Tokenizer, TokenType
+from phi3c.gguf import GGUFFile, Value
+from phi3c.tokenizer import (
+    RSTRIP_TOKENS,
+    SPM_MERGES,
+    WHITE_SPACE,
+    TextStream,
+    Tokenizer,
+    TokenType,
+    spm_merges,
+)
 
 Metadata = dict[str, Any]
 
@@ -329,6 +338,43 @@ class TestSpm:
         assert tokenizer.encode("ab", add_bos=False) == [SPACE_AB]  # ab (-1) first, then ▁+ab
         assert tokenizer.encode("aab", add_bos=False) == [SPACE_A, AB]
         assert tokenizer.encode("a b", add_bos=False) == [SPACE_A, SPACE, B]
+
+    def test_kept_merges_replace_the_search(self) -> None:
+        """ab by its score, ▁a, then ▁ab in its two ways, longest left part first."""
+        merges = spm_merges(spm_metadata())
+        assert merges is not None
+        expected = [A, B, SPACE, A, SPACE_A, B, SPACE, AB]
+        assert merges.tolist() == expected
+        metadata = spm_metadata()
+        for kept, ids in ((expected, [SPACE_AB]), ([SPACE, A], [SPACE_A, B]), ([], [SPACE, A, B])):
+            metadata[SPM_MERGES] = np.array(kept, np.uint32)
+            assert Tokenizer.from_gguf(metadata).encode("ab", add_bos=False) == ids
+
+    @pytest.mark.parametrize(
+        "kept",
+        [
+            "a b",
+            ["a", "b"],
+            np.array([A, B, A], np.uint32),
+            np.array([A, B], np.float32),
+            np.array([A, EXTRA], np.uint32),  # no such token
+            np.array([A, A], np.uint32),  # there is no aa
+            np.array([3 + 0x41, B], np.uint32),  # a byte is never merged
+        ],
+    )
+    def test_kept_merges_that_make_no_sense(self, kept: Value) -> None:
+        with pytest.raises(TokenizerError, match=re.escape(SPM_MERGES)):
+            Tokenizer.from_gguf(spm_metadata() | {SPM_MERGES: kept})
+
+    def test_kept_merges_of_phi3(self, phi3_metadata: Metadata, phi3: Tokenizer, shared: Path) -> None:
+        merges = spm_merges(phi3_metadata)
+        assert merges is not None
+        again = Tokenizer.from_gguf(phi3_metadata | {SPM_MERGES: merges})
+        text = (shared / "golden/gpl-3-head.txt").read_text(encoding="utf-8")
+        assert again.encode(text) == phi3.encode(text)
+
+    def test_other_vocabularies_have_none(self, smollm_metadata: Metadata) -> None:
+        assert spm_merges(smollm_metadata) is None
 
     def test_bytes_stand_for_what_no_token_holds(self) -> None:
         tokenizer = Tokenizer.from_gguf(spm_metadata())

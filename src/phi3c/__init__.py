@@ -1,7 +1,7 @@
 """phi3c: Microsoft's Phi-3 family of language models from GGUF files, on ordinary CPUs.
 
 Layers, each importing only what stands to its right (tests/test_layers.py):
-cli -> model -> engine -> phi3, sampling, chat, tokenizer -> cache, config -> gguf -> errors;
+cli -> model -> engine -> phi3 -> weights -> cache, config, packed, tokenizer, ... -> gguf -> errors;
 _kernels under all.
 """
 
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
         ModelClosedError,
         ModelLoadError,
         ModelNotFoundError,
+        ModelWriteError,
         NotGGUFError,
         NumericalError,
         OutOfMemoryError,
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     )
     from .model import Model, ModelInfo, Stream
     from .sampling import SamplingParams, TokenLogprob
+    from .weights import pack
 
 __version__ = "0.1.0"
 
@@ -47,19 +49,21 @@ _HOMES = {
     "errors": (
         "ChatTemplateError", "ContextLengthError", "CorruptGGUFError", "DownloadError", "GGUFVersionError",
         "InvalidParameterError", "MissingDependencyError", "ModelClosedError", "ModelLoadError",
-        "ModelNotFoundError", "NotGGUFError", "NumericalError", "OutOfMemoryError", "Phi3cError",
-        "TokenizerError", "TruncatedFileError", "UnsupportedModelError", "UnsupportedQuantError",
+        "ModelNotFoundError", "ModelWriteError", "NotGGUFError", "NumericalError", "OutOfMemoryError",
+        "Phi3cError", "TokenizerError", "TruncatedFileError", "UnsupportedModelError",
+        "UnsupportedQuantError",
     ),
+    "weights": ("pack",),
 }  # fmt: skip
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
 
 __all__ = [
     "CPUInfo", "ChatTemplateError", "Chunk", "Completion", "ContextLengthError", "CorruptGGUFError",
     "DownloadError", "GGUFVersionError", "InvalidParameterError", "MissingDependencyError", "Model",
-    "ModelClosedError", "ModelInfo", "ModelLoadError", "ModelNotFoundError", "NotGGUFError",
-    "NumericalError", "OutOfMemoryError", "Phi3cError", "SamplingParams", "Stream", "Timings", "TokenLogprob",
-    "TokenizerError", "TruncatedFileError", "UnsupportedModelError", "UnsupportedQuantError", "Usage",
-    "__version__", "cpu_info",
+    "ModelClosedError", "ModelInfo", "ModelLoadError", "ModelNotFoundError", "ModelWriteError",
+    "NotGGUFError", "NumericalError", "OutOfMemoryError", "Phi3cError", "SamplingParams", "Stream", "Timings",
+    "TokenLogprob", "TokenizerError", "TruncatedFileError", "UnsupportedModelError",
+    "UnsupportedQuantError", "Usage", "__version__", "cpu_info", "pack",
 ]  # fmt: skip
 
 

@@ -166,16 +166,21 @@ cdef class Activation(Rows):
 
 
 cdef class Matrix:
-    """Packed weights (rows, columns), made of segments that may differ in type."""
+    """Packed weights (rows, columns), made of segments that may differ in type.
+
+    `append` packs rows into the arena; `append_packed` borrows panels that lie elsewhere, such as in a mapped
+    file, and keeps their buffer alive. A matrix of borrowed panels needs no arena.
+    """
 
     cdef c.phi3c_segment *segments
     cdef int n_segments
     cdef Arena arena
+    cdef list borrowed
     cdef readonly Py_ssize_t rows
     cdef readonly Py_ssize_t columns
 
-    def __cinit__(self, Arena arena not None, Py_ssize_t columns):
-        self.arena, self.columns = arena, columns
+    def __cinit__(self, Arena arena, Py_ssize_t columns):
+        self.arena, self.columns, self.borrowed = arena, columns, []
 
     def __dealloc__(self):
         free(self.segments)
@@ -189,31 +194,36 @@ cdef class Matrix:
             type: ggml's type id.
             order: (rows,) which row of data becomes row i; None keeps the order of the file.
         """
-        cdef Py_ssize_t block = c.phi3c_block_columns(type)
-        if block == 0 or self.columns % block or self.columns % 32:
-            raise ValueError(f"no packing for type {type} with {self.columns} columns")
-        if rows < 1 or data.shape[0] != self.columns // block * c.phi3c_block_bytes(type) * rows:
-            raise ValueError(f"{data.shape[0]} bytes: not {rows} rows of {self.columns} columns, type {type}")
-        cdef Py_ssize_t i
-        if order is not None:
-            if order.shape[0] != rows:
-                raise ValueError(f"order names {order.shape[0]} of {rows} rows")
-            for i in range(rows):
-                if not 0 <= order[i] < rows:
-                    raise ValueError(f"order[{i}] is {order[i]}: there are {rows} rows")
+        check_blocks(data, type, rows, self.columns, order)
+        if self.arena is None:
+            raise ValueError("a matrix without an arena has no room for rows")
         cdef uint8_t *panels = self.arena.take(c.phi3c_packed_bytes(type, rows, self.columns))
+        cdef const int64_t *order_pointer = NULL if order is None else &order[0]
+        with nogil:
+            c.phi3c_pack(panels, &data[0], type, rows, self.columns, order_pointer, pool.pool)
+        self.add_segment(panels, type, rows)
+
+    def append_packed(self, const uint8_t[::1] panels not None, int type, Py_ssize_t rows) -> None:
+        """Put packed rows below those already there: panels as `pack` makes them, aligned to 64 bytes."""
+        check_type(type, rows, self.columns)
+        if <size_t> panels.shape[0] != c.phi3c_packed_bytes(type, rows, self.columns):
+            raise ValueError(f"{panels.shape[0]} bytes: not {rows} packed rows x {self.columns}, type {type}")
+        if <size_t> &panels[0] % 64:
+            raise ValueError("panels begin at a multiple of 64 bytes")
+        self.add_segment(&panels[0], type, rows)
+        self.borrowed.append(panels)
+
+    cdef int add_segment(self, const uint8_t *panels, int type, Py_ssize_t rows) except -1:
         cdef void *grown = realloc(self.segments, (self.n_segments + 1) * sizeof(c.phi3c_segment))
         if grown == NULL:
             raise MemoryError("cannot allocate a segment")
         self.segments = <c.phi3c_segment *> grown
-        cdef const int64_t *order_pointer = NULL if order is None else &order[0]
-        with nogil:
-            c.phi3c_pack(panels, &data[0], type, rows, self.columns, order_pointer, pool.pool)
         self.segments[self.n_segments].type = type
         self.segments[self.n_segments].rows = rows
         self.segments[self.n_segments].panels = panels
         self.n_segments += 1
         self.rows += rows
+        return 0
 
     def unpack_row(self, Py_ssize_t row) -> tuple[int, bytes]:
         """Type id and GGUF blocks of a row."""
@@ -228,6 +238,41 @@ cdef class Matrix:
         cdef uint8_t[::1] view = blocks
         c.phi3c_unpack_row(&view[0], self.segments[i].panels, type, row, self.columns)
         return type, bytes(blocks)
+
+
+cdef int check_type(int type, Py_ssize_t rows, Py_ssize_t columns) except -1:
+    cdef Py_ssize_t block = c.phi3c_block_columns(type)
+    if block == 0 or columns < 1 or columns % block or columns % 32:
+        raise ValueError(f"no packing for type {type} with {columns} columns")
+    if rows < 1:
+        raise ValueError(f"a matrix of {rows} rows")
+    return 0
+
+
+cdef int check_blocks(const uint8_t[::1] data, int type, Py_ssize_t rows, Py_ssize_t columns,
+                      const int64_t[::1] order) except -1:
+    cdef Py_ssize_t i
+    check_type(type, rows, columns)
+    if data.shape[0] != columns // c.phi3c_block_columns(type) * c.phi3c_block_bytes(type) * rows:
+        raise ValueError(f"{data.shape[0]} bytes: not {rows} rows of {columns} columns, type {type}")
+    if order is not None:
+        if order.shape[0] != rows:
+            raise ValueError(f"order names {order.shape[0]} of {rows} rows")
+        for i in range(rows):
+            if not 0 <= order[i] < rows:
+                raise ValueError(f"order[{i}] is {order[i]}: there are {rows} rows")
+    return 0
+
+
+def pack(uint8_t[::1] panels not None, const uint8_t[::1] data not None, int type, Py_ssize_t rows,
+         Py_ssize_t columns, const int64_t[::1] order, Pool pool not None) -> None:
+    """Pack rows of GGUF blocks into `panels`, which they fill; arguments as for Matrix.append."""
+    check_blocks(data, type, rows, columns, order)
+    if <size_t> panels.shape[0] != c.phi3c_packed_bytes(type, rows, columns):
+        raise ValueError(f"{panels.shape[0]} bytes: not {rows} packed rows of {columns}, type {type}")
+    cdef const int64_t *order_pointer = NULL if order is None else &order[0]
+    with nogil:
+        c.phi3c_pack(&panels[0], &data[0], type, rows, columns, order_pointer, pool.pool)
 
 
 def packed_bytes(int type, Py_ssize_t rows, Py_ssize_t columns) -> int:
@@ -404,6 +449,19 @@ def embed(Rows out not None, const uint8_t[::1] data not None, int type,
         c.phi3c_dequantize_row(out.f32 + i * out.columns, &data[ids[i] * row_bytes], type, out.columns)
 
 
+def embed_packed(Rows out not None, Matrix weights not None, const int64_t[::1] ids not None) -> None:
+    """out[i] = weights of row ids[i] of a packed matrix."""
+    cdef Py_ssize_t i
+    cdef int type
+    cdef const uint8_t[::1] blocks
+    check(weights.columns == out.columns and ids.shape[0] <= out.rows, "embed")
+    for i in range(ids.shape[0]):
+        if not 0 <= ids[i] < weights.rows:
+            raise ValueError(f"token id {ids[i]} is not in the vocabulary of {weights.rows}")
+        type, blocks = weights.unpack_row(ids[i])
+        c.phi3c_dequantize_row(out.f32 + i * out.columns, &blocks[0], type, out.columns)
+
+
 def keep_rows(Rows x not None, const int64_t[::1] rows not None) -> None:
     """Move row rows[i] to row i; rows are ascending."""
     cdef Py_ssize_t i, x8_bytes = c.phi3c_x8_bytes(x.columns)
@@ -477,11 +535,17 @@ cdef c.phi3c_attention at_layer(Heads heads, int layer, Batch batch, Pages pages
 
 # -- limits
 
-def read(Arena arena not None, Pool pool not None) -> int:
-    """Read all of the arena, and do nothing else with it; the XOR of its 32-bit words."""
-    cdef uint32_t folded
-    with nogil:
-        folded = c.phi3c_read(arena.memory, arena.n_bytes // 64 * 64, pool.pool)
+def read(Matrix matrix not None, Pool pool not None) -> int:
+    """Read a matrix, each segment to its last whole 64 bytes; the XOR of its 32-bit words."""
+    cdef uint32_t folded = 0
+    cdef c.phi3c_segment segment
+    cdef size_t n_bytes
+    cdef int i
+    for i in range(matrix.n_segments):
+        segment = matrix.segments[i]
+        n_bytes = c.phi3c_packed_bytes(segment.type, segment.rows, matrix.columns)
+        with nogil:
+            folded ^= c.phi3c_read(segment.panels, n_bytes // 64 * 64, pool.pool)
     return folded
 
 

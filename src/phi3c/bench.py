@@ -23,9 +23,10 @@ from .cache import Sequence as CachedSequence
 from .config import Config
 from .engine import Engine
 from .errors import ContextLengthError, InvalidParameterError
-from .gguf import GGUFFile
-from .phi3 import Phi3, Progress, Step
+from .packed import ModelFile
+from .phi3 import Phi3, Step
 from .profile import network, profile_of
+from .weights import Progress
 
 N_BATCH = 512  # most prompt tokens computed at once, as Model has it
 PROBE_SECONDS = 0.05  # least duration of a measurement of a limit
@@ -126,7 +127,7 @@ class Benchmark(AbstractContextManager["Benchmark"]):
         n_threads: Iterable[int],
         progress: Progress | None = None,
     ) -> None:
-        self.file = GGUFFile(path)
+        self.file = ModelFile(path)
         try:
             self.config = Config.from_gguf(self.file)
             for workload in workloads:
@@ -190,7 +191,8 @@ class Benchmark(AbstractContextManager["Benchmark"]):
         """
 
         def read() -> int:
-            _kernels.read(self.phi3.arena, pool)
+            for matrix in self.phi3.matrices:
+                _kernels.read(matrix, pool)
             return self.phi3.weight_bytes
 
         return _per_second(read)

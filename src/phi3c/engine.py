@@ -18,8 +18,9 @@ from .cache import PAGE, KVCache
 from .cache import Sequence as CachedSequence
 from .completion import FinishReason, Timings, Usage
 from .errors import ModelClosedError
-from .phi3 import Phi3, Progress, Step
+from .phi3 import Phi3, Step
 from .sampling import Sampler, SamplingParams, TokenLogprob
+from .weights import Progress
 
 T = TypeVar("T")
 

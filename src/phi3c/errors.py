@@ -79,6 +79,13 @@ class TokenizerError(ModelLoadError, ValueError):
     """The file's vocabulary is missing, contradictory or of an unsupported kind."""
 
 
+class ModelWriteError(Phi3cError, OSError):
+    """A model file could not be written: no room on the disk, no permission, no such folder."""
+
+    def __str__(self) -> str:
+        return str(self.args[0]) if self.args else ""
+
+
 class InvalidParameterError(Phi3cError, ValueError):
     """An argument is out of its range."""
 

@@ -11,14 +11,14 @@ import mmap
 import os
 import reprlib
 import struct
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from enum import IntEnum
 from itertools import pairwise
 from pathlib import Path
 from types import TracebackType
-from typing import TypeAlias
+from typing import Self, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -38,6 +38,7 @@ from phi3c.errors import (
 Array: TypeAlias = "npt.NDArray[np.generic] | list[str] | list[Array]"
 Value: TypeAlias = "bool | int | float | str | Array"
 Buffer: TypeAlias = "bytes | bytearray | memoryview | npt.NDArray[np.generic]"
+Data: TypeAlias = "Buffer | Callable[[], Buffer]"
 
 _MAGIC = b"GGUF"
 _VERSIONS = (2, 3)
@@ -248,14 +249,22 @@ class GGUFFile:
         info = self.tensors[name]
         return np.frombuffer(self._map, np.uint8, info.n_bytes, info.offset)
 
+    def prefetch(self, name: str) -> None:
+        """Have the system begin to read the tensor from disk, where it is not in memory already."""
+        self._advise(name, "MADV_WILLNEED")
+
     def release(self, name: str) -> None:
         """Let the system drop the tensor's pages from this process; they may be read again, at a cost."""
-        if self._map is not None and hasattr(mmap, "MADV_DONTNEED"):
+        self._advise(name, "MADV_DONTNEED")
+
+    def _advise(self, name: str, advice: str) -> None:
+        """Advise the whole pages of a tensor, where the system has such advice."""
+        if self._map is not None and hasattr(mmap, advice):
             info = self.tensors[name]
             start = -(-info.offset // mmap.PAGESIZE) * mmap.PAGESIZE
             end = (info.offset + info.n_bytes) // mmap.PAGESIZE * mmap.PAGESIZE
             if end > start:
-                self._map.madvise(mmap.MADV_DONTNEED, start, end - start)
+                self._map.madvise(getattr(mmap, advice), start, end - start)
 
     def close(self) -> None:
         """Let go of the mapping. Arrays from `data()` stay valid; the last of them to die unmaps the file."""
@@ -264,7 +273,7 @@ class GGUFFile:
                 self._map.close()
             self._map = None
 
-    def __enter__(self) -> GGUFFile:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(
@@ -463,8 +472,11 @@ class _Reader:
             return self.string("a metadata string")
         if value_type is _ValueType.ARRAY:
             return self.array(depth=1)
-        scalar: bool | int | float = self.numbers(value_type, 1)[0].item()
-        return scalar
+        scalar = self.numbers(value_type, 1)[0]
+        if isinstance(scalar, np.float64):
+            return scalar  # is a float too, and its type says that it may not fit FLOAT32 when it is written
+        plain: bool | int | float = scalar.item()
+        return plain
 
     def array(self, depth: int) -> Array:
         start = self.pos
@@ -528,22 +540,24 @@ def _identify(head: bytes) -> tuple[str, str]:
 def write_gguf(
     path: str | os.PathLike[str],
     metadata: Mapping[str, Value | np.generic],
-    tensors: Iterable[tuple[str, Sequence[int], GGMLType, Buffer]],
+    tensors: Iterable[tuple[str, Sequence[int], GGMLType, Data]],
     alignment: int = _DEFAULT_ALIGNMENT,
     version: int = 3,
 ) -> None:
-    """Write a GGUF file, whole or not at all: into a temporary file beside it, then renamed.
+    """Write a GGUF file, whole or not at all: into a temporary file beside it, synced, then renamed.
 
     Args:
         path: where to; an existing file is replaced.
         metadata: key -> value. bool, int (UINT32, else the first of INT32, UINT64, INT64 that fits), float
             (FLOAT32), str, list of str, list of lists; numpy scalars and 1-D arrays keep their dtype.
-        tensors: (name, shape in the file's order, type, C-contiguous data).
+        tensors: (name, shape in the file's order, type, data). Data is C-contiguous, or a function that makes
+            it, called when its turn to be written comes; it is let go of before the next one.
         alignment: power of two from 8 up. Stored as general.alignment if it is not the default 32.
         version: 2 or 3.
 
     Raises:
         InvalidParameterError: a value, shape or data length that the format cannot hold.
+        OSError: the operating system refused to write.
     """
     path = Path(path)
     if not _is_alignment(alignment) or version not in _VERSIONS:
@@ -558,21 +572,16 @@ def write_gguf(
     for key, value in metadata.items():
         value_type, payload = _encode(value)
         header += _encode_string(key) + _U32.pack(value_type) + payload
-    contents: list[npt.NDArray[np.uint8]] = []
     offset = 0
     for name, shape, type, data in tensors:
         fault = _shape_fault(shape, type) if 1 <= len(shape) <= _MAX_DIMS else f"{len(shape)} dimensions"
         if fault:
             raise InvalidParameterError(f"tensor {name!r}: {fault}")
-        size = n_bytes(shape, type)
-        content = np.frombuffer(data, np.uint8)
-        if content.size != size:
-            raise InvalidParameterError(
-                f"tensor {name!r}: {type.name} {tuple(shape)} takes {size} bytes, not {content.size}"
-            )
-        contents.append(content)
+        if not callable(data):
+            _content(name, shape, type, data)  # refuses a wrong length before anything is written
         header += _encode_string(name) + _U32.pack(len(shape)) + struct.pack(f"<{len(shape)}Q", *shape)
         header += _U32.pack(type) + _U64.pack(offset)
+        size = n_bytes(shape, type)
         offset += size + -size % alignment
 
     part = path.with_name(f"{path.name}.{os.getpid()}.part")
@@ -580,12 +589,26 @@ def write_gguf(
         with part.open("wb") as file:
             file.write(header)
             file.write(bytes(-len(header) % alignment))
-            for content in contents:
+            for name, shape, type, data in tensors:
+                content = _content(name, shape, type, data() if callable(data) else data)
                 file.write(content.data)
                 file.write(bytes(-content.size % alignment))
+                del content
+            file.flush()
+            os.fsync(file.fileno())
         os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)
+
+
+def _content(name: str, shape: Sequence[int], type: GGMLType, data: Buffer) -> npt.NDArray[np.uint8]:
+    """The bytes of a tensor's data, as many as shape and type ask for."""
+    content, size = np.frombuffer(data, np.uint8), n_bytes(shape, type)
+    if content.size != size:
+        raise InvalidParameterError(
+            f"tensor {name!r}: {type.name} {tuple(shape)} takes {size} bytes, not {content.size}"
+        )
+    return content
 
 
 def _encode_string(text: str) -> bytes:

@@ -19,7 +19,7 @@ from .completion import Chunk, Completion, FinishReason
 from .config import Config
 from .engine import Engine, Generation
 from .errors import ChatTemplateError, ContextLengthError, InvalidParameterError, TokenizerError
-from .gguf import GGUFFile
+from .packed import ModelFile
 from .profile import network, profile_of
 from .sampling import SamplingOptions, SamplingParams, TokenLogprob
 from .stopping import StopMatcher
@@ -46,6 +46,7 @@ class ModelInfo:
     n_ctx_train: int
     vocab_size: int
     weight_bytes: int  # packed
+    layout: str | None  # of a file that is packed already, such as "p16 version 1"
     kv_bytes_per_token: int
     isa: str
     n_threads: int
@@ -58,7 +59,7 @@ class Model:
     Safe to use from several threads. A context manager; `close()` frees the weights at once.
 
     Args:
-        path: the GGUF file.
+        path: the GGUF file, or one that `pack` made of it.
         n_ctx: longest sequence, prompt and answer together; None for the smaller of 4096 and what the model
             was trained for.
         n_threads: threads that compute; None derives it from the machine (README, "Threads").
@@ -84,7 +85,7 @@ class Model:
         started = perf_counter()
         if n_batch < 1:
             raise InvalidParameterError(f"n_batch is {n_batch}; it must be at least 1")
-        self._file = GGUFFile(path)
+        self._file = ModelFile(path)
         try:
             self.config = Config.from_gguf(self._file)
             self.tokenizer = Tokenizer.from_gguf(self._file.metadata)
@@ -111,6 +112,7 @@ class Model:
             n_ctx_train=self.config.context_length,
             vocab_size=self.config.vocab_size,
             weight_bytes=phi3.weight_bytes,
+            layout=self._file.layout,
             kv_bytes_per_token=phi3.heads.page_bytes(self.config.block_count) // _kernels.TILE,
             isa=_kernels.isa(),
             n_threads=pool.size,

@@ -1,9 +1,10 @@
-"""The network: weights packed for the kernels, and the forward pass over any mix of sequences."""
+"""The network: its layers, and the forward pass over any mix of sequences."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from types import ModuleType
 
 import numpy as np
@@ -13,11 +14,8 @@ from . import _kernels
 from .cache import KVCache
 from .cache import Sequence as CachedSequence
 from .config import Config
-from .errors import OutOfMemoryError, UnsupportedQuantError
-from .gguf import GGUFFile, TensorInfo
-from .memory import total_memory
-
-Progress = Callable[[str, int, int], None]
+from .packed import ModelFile
+from .weights import Progress, Weights
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +43,8 @@ class Phi3:
     """The weights of a `phi3` or `llama` file and the computation they stand for.
 
     Args:
-        file: stays open as long as the model: rows of token_embd are read from it.
+        file: stays open as long as the model: rows of an untied token_embd are read from it, and all weights
+            where they are packed already.
         config: its hyper-parameters.
         pool: threads that compute; between steps another may be put in its place.
         n_batch: most rows of one forward pass.
@@ -60,7 +59,7 @@ class Phi3:
 
     def __init__(
         self,
-        file: GGUFFile,
+        file: ModelFile,
         config: Config,
         pool: _kernels.Pool,
         *,
@@ -79,12 +78,11 @@ class Phi3:
         self.pool = pool
         self._file = file
         self._token_embd = file.tensors["token_embd.weight"]
-        loader = _Loader(file, config, pool, progress)
-        self.arena = loader.arena  # all matrices, and nothing else
-        self.weight_bytes = loader.arena.n_bytes
-        self.layers = [loader.layer(i) for i in range(config.block_count)]
-        self.output_norm = loader.vector("output_norm.weight")
-        self.output = loader.matrix("token_embd.weight" if config.tied else "output.weight")
+        weights = Weights(file, config, pool, progress)
+        self.weight_bytes = weights.n_bytes
+        self.layers = [_layer(weights, file, i) for i in range(config.block_count)]
+        self.output_norm = weights.vector("output_norm.weight")
+        self.output = weights.matrix("token_embd.weight" if config.tied else "output.weight")
 
         d, ffn = config.embedding_length, config.feed_forward_length
         self.n_batch = n_batch
@@ -95,6 +93,12 @@ class Phi3:
         self._gate_up = _kernels.Rows(n_batch, 2 * ffn)
         self._hidden = _kernels.Activation(n_batch, ffn)
         self._logits = _kernels.Rows(1, config.vocab_size)
+
+    @property
+    def matrices(self) -> list[_kernels.Matrix]:
+        """All that a step multiplies with, in the order of the forward pass."""
+        each = ((layer.attn_qkv, layer.attn_output, layer.ffn_up, layer.ffn_down) for layer in self.layers)
+        return [*chain.from_iterable(each), self.output]
 
     def forward(self, steps: Sequence[Step], cache: KVCache) -> NDArray[np.float32]:
         """Compute the steps' tokens, append their keys and values to the cache, return the wanted logits.
@@ -116,7 +120,7 @@ class Phi3:
         wanted = wanted_rows(steps)
         n = batch.n_rows
 
-        k.embed(x, self._file.data(self._token_embd.name), self._token_embd.type, token_ids(steps))
+        self._embed(token_ids(steps))
         for i, layer in enumerate(self.layers):
             k.rms_norm(normed, x, layer.attn_norm, eps, n, pool)
             k.matmul(qkv, layer.attn_qkv, normed, n, False, pool)
@@ -143,6 +147,14 @@ class Phi3:
             k.rms_norm(normed, x, self.output_norm, eps, n, pool)
             k.matmul(self._logits, self.output, normed, n, False, pool)
         return np.asarray(self._logits)[:n]
+
+    def _embed(self, ids: NDArray[np.int64]) -> None:
+        """Rows of the embedding into x; a tied one is there once, packed."""
+        if self.config.tied:
+            self._operations.embed_packed(self._x, self.output, ids)
+        else:
+            data = self._file.data(self._token_embd.name)
+            self._operations.embed(self._x, data, self._token_embd.type, ids)
 
     def _batch(self, steps: Sequence[Step], cache: KVCache) -> _kernels.Batch:
         spans, row = np.empty((len(steps), 4), np.int32), 0
@@ -181,90 +193,20 @@ def rope_frequencies(config: Config) -> NDArray[np.float64]:
         return np.array([float(base ** (Decimal(-2 * j) / n)) for j in range(n // 2)])
 
 
-def neox_order(rows: int, head_dim: int, rope_dims: int) -> NDArray[np.int64]:
-    """For each row of a NeoX-rotated q or k matrix, its row in a `llama` file.
+def _layer(weights: Weights, file: ModelFile, i: int) -> Layer:
+    def part(*names: str) -> list[str]:
+        return [f"blk.{i}.{name}.weight" for name in names]
 
-    There the pairs that rotate together are adjacent rows, 2 j and 2 j + 1 of a head; here they are
-    rope_dims / 2 apart.
-    """
-    head = np.arange(head_dim)
-    head[:rope_dims] = head[:rope_dims].reshape(-1, 2).T.ravel()
-    return (np.arange(0, rows, head_dim)[:, None] + head).ravel()
-
-
-class _Loader:
-    """Packs a file's tensors, in the order they are asked for, into one arena."""
-
-    def __init__(
-        self, file: GGUFFile, config: Config, pool: _kernels.Pool, progress: Progress | None
-    ) -> None:
-        self.file, self.config, self.pool, self.progress = file, config, pool, progress
-        self.done = self.total = 0
-        for tensor in file.tensors.values():
-            if self._is_matrix(tensor):
-                if not _kernels.has_kernels(tensor.type):
-                    raise UnsupportedQuantError(
-                        f"{file.path}: tensor {tensor.name} is stored as {tensor.type.name}, for which phi3c "
-                        "has no kernels; use a file of type Q4_K_M, Q8_0 or another type README lists",
-                        tensor.name,
-                        tensor.type.name,
-                    )
-                self.total += _kernels.packed_bytes(tensor.type, tensor.rows, tensor.columns)
-        memory = total_memory()
-        if memory is not None and self.total > memory:
-            raise OutOfMemoryError(
-                f"{file.path}: the weights take {self.total / 1e9:.1f} GB, this machine has "
-                f"{memory / 1e9:.1f} GB; use a smaller model or one with fewer bits per weight"
-            )
-        try:
-            self.arena = _kernels.Arena(self.total)
-        except MemoryError as error:
-            raise OutOfMemoryError(f"{file.path}: {error}") from None
-
-    def _is_matrix(self, tensor: TensorInfo) -> bool:
-        packed = tensor.name != "token_embd.weight" or self.config.tied
-        return packed and not tensor.name.endswith("norm.weight")
-
-    def vector(self, name: str) -> _kernels.Rows:
-        tensor = self.file.tensors[name]
-        rows = _kernels.Rows(1, tensor.columns)
-        _kernels.embed(rows, self.file.data(name), tensor.type, np.zeros(1, np.int64))
-        return rows
-
-    def matrix(self, *names: str) -> _kernels.Matrix:
-        """The tensors' rows below one another."""
-        matrix = _kernels.Matrix(self.arena, self.file.tensors[names[0]].columns)
-        for name in names:
-            tensor = self.file.tensors[name]
-            permuted = self.config.architecture == "llama" and name.endswith(
-                ("attn_q.weight", "attn_k.weight")
-            )
-            order = (
-                neox_order(tensor.rows, self.config.head_dim, self.config.rope_dimension_count)
-                if permuted
-                else None
-            )
-            matrix.append(self.file.data(name), tensor.type, tensor.rows, order, self.pool)
-            self.file.release(name)
-            self.done += _kernels.packed_bytes(tensor.type, tensor.rows, tensor.columns)
-            if self.progress:
-                self.progress("pack", self.done, self.total)
-        return matrix
-
-    def layer(self, i: int) -> Layer:
-        def part(*names: str) -> list[str]:
-            return [f"blk.{i}.{name}.weight" for name in names]
-
-        qkv, gate_up = part("attn_qkv"), part("ffn_up")
-        if qkv[0] not in self.file.tensors:
-            qkv = part("attn_q", "attn_k", "attn_v")
-        if self.config.architecture == "llama":
-            gate_up = part("ffn_gate", "ffn_up")
-        return Layer(
-            self.vector(*part("attn_norm")),
-            self.matrix(*qkv),
-            self.matrix(*part("attn_output")),
-            self.vector(*part("ffn_norm")),
-            self.matrix(*gate_up),
-            self.matrix(*part("ffn_down")),
-        )
+    qkv, gate_up = part("attn_qkv"), part("ffn_gate", "ffn_up")
+    if qkv[0] not in file.tensors:
+        qkv = part("attn_q", "attn_k", "attn_v")
+    if gate_up[0] not in file.tensors:
+        gate_up = part("ffn_up")  # fused: gate above up
+    return Layer(
+        weights.vector(*part("attn_norm")),
+        weights.matrix(*qkv),
+        weights.matrix(*part("attn_output")),
+        weights.vector(*part("ffn_norm")),
+        weights.matrix(*gate_up),
+        weights.matrix(*part("ffn_down")),
+    )

@@ -15,6 +15,7 @@ from enum import IntEnum
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
 from phi3c.errors import InvalidParameterError, TokenizerError
 
@@ -41,6 +42,7 @@ END_TOKENS = frozenset({"<|end|>", "<|endoftext|>", "<|im_end|>"})
 WHITE_SPACE = "\t\n\v\f\r \x85\xa0\u1680\u2028\u2029\u202f\u205f\u3000" + "".join(
     map(chr, range(0x2000, 0x200B))
 )
+SPM_MERGES = "phi3c.tokenizer.merges"  # metadata key of packed files, see spm_merges
 
 
 class TokenType(IntEnum):
@@ -52,6 +54,9 @@ class TokenType(IntEnum):
     USER_DEFINED = 4
     UNUSED = 5
     BYTE = 6
+
+
+_SPECIAL_TYPES = frozenset((TokenType.CONTROL, TokenType.USER_DEFINED))
 
 
 class Tokenizer:
@@ -114,7 +119,7 @@ class Tokenizer:
         spm = model == "llama"
         add_space_prefix = spm and _flag(metadata, "tokenizer.ggml.add_space_prefix", default=True)
         if spm:
-            bpe = _spm(texts, types, _scores(metadata, len(texts)), add_space_prefix)
+            bpe = _spm(texts, types, metadata, add_space_prefix)
         elif model == "gpt2":
             bpe = _byte_level_bpe(texts, types, metadata)
         else:
@@ -265,7 +270,7 @@ class TextStream:
 
 
 def _is_special(text: str, type: int) -> bool:
-    return text != "" and (type in (TokenType.CONTROL, TokenType.USER_DEFINED) or text in SPECIAL_TOKENS)
+    return text != "" and (type in _SPECIAL_TYPES or text in SPECIAL_TOKENS)
 
 
 def _vocabulary(metadata: Mapping[str, Value]) -> tuple[list[str], list[int]]:
@@ -317,25 +322,58 @@ def _flag(metadata: Mapping[str, Value], key: str, *, default: bool) -> bool:
     return flag
 
 
+def spm_merges(metadata: Mapping[str, Value]) -> NDArray[np.uint32] | None:
+    """The merges of an SPM vocabulary: left and right id of each, in the order they apply; None for others.
+
+    To find them takes longer than all else in building a tokenizer, so packed files keep them as SPM_MERGES.
+
+    Raises:
+        TokenizerError: the vocabulary is missing or contradicts itself.
+    """
+    if metadata.get("tokenizer.ggml.model") != "llama":
+        return None
+    texts, types = _vocabulary(metadata)
+    vocab, _ = _spm_vocabulary(texts, types)
+    merges = _find_merges(vocab, _scores(metadata, len(texts)))
+    return np.array([vocab[text] for pair in merges for text in pair], np.uint32)
+
+
 def _spm(
-    texts: Sequence[str], types: Sequence[int], scores: Sequence[float], add_space_prefix: bool
+    texts: Sequence[str], types: Sequence[int], metadata: Mapping[str, Value], add_space_prefix: bool
 ) -> tokenizers.Tokenizer:
     """SentencePiece BPE as merges: first the pair whose joined token scores highest, then the leftmost."""
     from tokenizers import Tokenizer, models, normalizers
 
+    vocab, byte_ids = _spm_vocabulary(texts, types)
+    scores, kept = _scores(metadata, len(texts)), metadata.get(SPM_MERGES)
+    merges = _find_merges(vocab, scores) if kept is None else _kept_merges(texts, vocab, kept)
+    bpe = Tokenizer(models.BPE(vocab | byte_ids, merges, byte_fallback=True))
+    spaces = normalizers.Replace(" ", SPACE)
+    bpe.normalizer = (
+        normalizers.Sequence([normalizers.Prepend(SPACE), spaces]) if add_space_prefix else spaces
+    )
+    return bpe
+
+
+def _spm_vocabulary(texts: Sequence[str], types: Sequence[int]) -> tuple[dict[str, int], dict[str, int]]:
+    """Text to id of the tokens that merging makes, and of the byte tokens."""
     vocab: dict[str, int] = {}
     byte_ids: dict[str, int] = {}
-    for id, text in enumerate(texts):
-        if types[id] == TokenType.BYTE:
+    normal, byte = int(TokenType.NORMAL), int(TokenType.BYTE)  # an enum's members are slow to look up
+    for id, (text, type) in enumerate(zip(texts, types, strict=True)):
+        if type == normal and text and text not in SPECIAL_TOKENS:
+            vocab.setdefault(text, id)
+        elif type == byte:
             if text not in BYTE_TOKENS:
                 raise TokenizerError(f"token {id} is typed as a byte, but {text!r} names none")
             byte_ids.setdefault(text, id)
-        elif types[id] == TokenType.NORMAL and text and not _is_special(text, types[id]):
-            vocab.setdefault(text, id)
     missing = sorted(BYTE_TOKENS.keys() - byte_ids.keys())
     if missing:
         raise TokenizerError(f"an SPM vocabulary needs a token for every byte; {missing[0]} is missing")
+    return vocab, byte_ids
 
+
+def _find_merges(vocab: Mapping[str, int], scores: Sequence[float]) -> list[tuple[str, str]]:
     merges = [
         (text[:i], text[i:])
         for text in vocab
@@ -343,12 +381,20 @@ def _spm(
         if text[:i] in vocab and text[i:] in vocab
     ]
     merges.sort(key=lambda pair: (-scores[vocab[pair[0] + pair[1]]], -len(pair[0]), -len(pair[1])))
-    bpe = Tokenizer(models.BPE(vocab | byte_ids, merges, byte_fallback=True))
-    spaces = normalizers.Replace(" ", SPACE)
-    bpe.normalizer = (
-        normalizers.Sequence([normalizers.Prepend(SPACE), spaces]) if add_space_prefix else spaces
-    )
-    return bpe
+    return merges
+
+
+def _kept_merges(texts: Sequence[str], vocab: Mapping[str, int], kept: Value) -> list[tuple[str, str]]:
+    """Merges as `spm_merges` gives them, checked."""
+    if not isinstance(kept, np.ndarray) or kept.dtype != np.uint32 or len(kept) % 2:
+        raise TokenizerError(f"{SPM_MERGES} is no list of pairs of token ids")
+    if len(kept) and kept.max() >= len(texts):
+        raise TokenizerError(f"{SPM_MERGES} names token {kept.max()} of {len(texts)}")
+    parts = [texts[id] for id in kept.tolist()]
+    merges = list(zip(parts[::2], parts[1::2], strict=True))
+    if not vocab.keys() >= {*parts, *map("".join, merges)}:
+        raise TokenizerError(f"{SPM_MERGES} has a merge that does not make a token out of two others")
+    return merges
 
 
 @functools.cache

@@ -14,7 +14,7 @@ import sys
 from collections.abc import Sequence
 from typing import Final
 
-from phi3c.cli import bench, doctor, inspect, models, run
+from phi3c.cli import bench, doctor, inspect, models, pack, run
 from phi3c.errors import ContextLengthError, InvalidParameterError, ModelLoadError, Phi3cError
 
 EXIT_RUNTIME: Final = 1
@@ -78,7 +78,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action=_Version, nargs=0, help="show the version and exit")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    modules = {"run": run, "bench": bench, "inspect": inspect, "models": models, "doctor": doctor}
+    modules = {
+        "run": run, "bench": bench, "inspect": inspect, "pack": pack, "models": models, "doctor": doctor,
+    }  # fmt: skip
     for name, module in modules.items():
         text = (module.__doc__ or "").partition(": ")[2].strip()
         command = commands.add_parser(name, help=text.rstrip("."), description=text[:1].upper() + text[1:])

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from phi3c.config import Config
-    from phi3c.gguf import GGUFFile
+    from phi3c.packed import ModelFile
 
 DEFAULT_N_CTX = 4096
 LONG = 60  # characters of a value in the table
@@ -33,13 +33,13 @@ def main(args: argparse.Namespace) -> int:
     from phi3c.cli.progress import ProgressBar
     from phi3c.config import Config
     from phi3c.errors import ModelLoadError
-    from phi3c.gguf import GGUFFile
+    from phi3c.packed import ModelFile
 
     if args.n_ctx is not None and args.n_ctx < 1:
         args.usage_error("--n-ctx must be at least 1")
     with ProgressBar() as bar:
         path = hub.resolve(args.model, progress=bar)
-    with GGUFFile(path) as file:
+    with ModelFile(path) as file:
         config, problem = None, None
         try:
             config = Config.from_gguf(file)
@@ -51,7 +51,7 @@ def main(args: argparse.Namespace) -> int:
 
 
 def describe(
-    file: GGUFFile, config: Config | None, problem: str | None, n_ctx: int | None, *, with_tensors: bool
+    file: ModelFile, config: Config | None, problem: str | None, n_ctx: int | None, *, with_tensors: bool
 ) -> dict[str, object]:
     """Collect what `inspect` shows as plain JSON values.
 
@@ -69,6 +69,7 @@ def describe(
         "file_bytes": file.path.stat().st_size,
         "gguf_version": file.version,
         "architecture": file.metadata.get("general.architecture"),
+        "layout": file.layout,
         "runs_here": problem is None,
         "problem": problem,
         "parameters": sum(math.prod(tensor.shape) for tensor in tensors),
@@ -121,6 +122,8 @@ def _as_text(report: dict[str, object]) -> str:
         "tensors": f"{report['tensors']}: " + ", ".join(f"{n} {name}" for name, n in types.items()),
         "weights": _megabytes(report["weights_bytes"]),
     }
+    if report["layout"]:
+        facts["packed"] = f"{report['layout']}: loads without packing; types are those it was packed from"
     if isinstance(memory := report.get("memory"), dict):
         total, kv, n_ctx = memory["total_bytes"], memory["kv_bytes"], memory["n_ctx"]
         facts["memory"] = f"about {_megabytes(total)} with a full context of {n_ctx} ({_megabytes(kv)} of it)"

@@ -1,0 +1,232 @@
+"""Weights as the kernels take them: packed on loading, or borrowed from a packed file; `pack` writes one."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from . import _kernels
+from .config import Config
+from .errors import (
+    InvalidParameterError,
+    ModelWriteError,
+    OutOfMemoryError,
+    UnsupportedModelError,
+    UnsupportedQuantError,
+)
+from .gguf import Data, GGMLType, TensorInfo, write_gguf
+from .memory import total_memory
+from .packed import ALIGNMENT, ModelFile, packed_metadata, panel_bytes
+from .threads import default_threads
+from .tokenizer import SPM_MERGES, spm_merges
+
+Progress = Callable[[str, int, int], None]
+
+
+class Weights:
+    """The tensors of a file in the forms the kernels take; a matrix may be asked for once.
+
+    Matrices of an ordinary file are packed into one arena, in the order they are asked for; the file is read
+    ahead by one tensor, and its pages are given back once packed. Those of a packed file stay where they are.
+
+    Args:
+        progress: called with ("pack", bytes done, bytes in all) while weights are packed.
+
+    Attributes:
+        n_bytes: of all matrices, packed.
+
+    Raises:
+        UnsupportedQuantError: a tensor is of a type without kernels.
+        OutOfMemoryError: the weights do not fit.
+    """
+
+    def __init__(
+        self, file: ModelFile, config: Config, pool: _kernels.Pool, progress: Progress | None = None
+    ) -> None:
+        self._file, self._config, self._pool, self._progress = file, config, pool, progress
+        tensors = matrices(file, config)
+        self.n_bytes = sum(_kernels.packed_bytes(t.type, t.rows, t.columns) for t in tensors)
+        memory = total_memory()
+        if memory is not None and self.n_bytes > memory:
+            raise OutOfMemoryError(
+                f"{file.path}: the weights take {self.n_bytes / 1e9:.1f} GB, this machine has "
+                f"{memory / 1e9:.1f} GB; use a smaller model or one with fewer bits per weight"
+            )
+        self._done = 0
+        self._following = dict(pairwise(tensor.name for tensor in tensors))
+        self._arena: _kernels.Arena | None = None
+        if file.layout:
+            for tensor in tensors:
+                file.prefetch(tensor.name)
+        else:
+            try:
+                self._arena = _kernels.Arena(self.n_bytes)
+            except MemoryError as error:
+                raise OutOfMemoryError(f"{file.path}: {error}") from None
+
+    def vector(self, name: str) -> _kernels.Rows:
+        """A norm's weights, (1, columns)."""
+        tensor = self._file.tensors[name]
+        rows = _kernels.Rows(1, tensor.columns)
+        _kernels.embed(rows, self._file.data(name), tensor.type, np.zeros(1, np.int64))
+        return rows
+
+    def matrix(self, *names: str) -> _kernels.Matrix:
+        """The tensors' rows below one another."""
+        matrix = _kernels.Matrix(self._arena, self._file.tensors[names[0]].columns)
+        for name in names:
+            tensor, data = self._file.tensors[name], self._file.data(name)
+            if self._arena is None:
+                matrix.append_packed(data, tensor.type, tensor.rows)
+                continue
+            if name in self._following:
+                self._file.prefetch(self._following[name])
+            matrix.append(data, tensor.type, tensor.rows, row_order(self._config, tensor), self._pool)
+            self._file.release(name)
+            self._done += _kernels.packed_bytes(tensor.type, tensor.rows, tensor.columns)
+            if self._progress:
+                self._progress("pack", self._done, self.n_bytes)
+        return matrix
+
+
+def matrices(file: ModelFile, config: Config) -> list[TensorInfo]:
+    """The tensors that are multiplied with, in the file's order; all others are read as they are.
+
+    Raises:
+        UnsupportedQuantError: one is of a type without kernels.
+        UnsupportedModelError: a packed file holds one that is not packed, or has packed another.
+    """
+    found = []
+    for tensor in file.tensors.values():
+        is_looked_up = tensor.name == "token_embd.weight" and not config.tied
+        if is_looked_up or len(tensor.shape) == 1:
+            continue
+        if not _kernels.has_kernels(tensor.type):
+            raise UnsupportedQuantError(
+                f"{file.path}: tensor {tensor.name} is stored as {tensor.type.name}, for which phi3c "
+                "has no kernels; use a file of type Q4_K_M, Q8_0 or another type README lists",
+                tensor.name,
+                tensor.type.name,
+            )
+        found.append(tensor)
+    if file.layout and file.packed != {tensor.name for tensor in found}:
+        raise UnsupportedModelError(
+            f"{file.path}: the packed tensors are not those that phi3c packs; pack the model again"
+        )
+    return found
+
+
+def row_order(config: Config, tensor: TensorInfo) -> NDArray[np.int64] | None:
+    """Which row of a file's tensor becomes row i of the matrix; None: they stay as they are."""
+    if config.architecture == "llama" and tensor.name.endswith(("attn_q.weight", "attn_k.weight")):
+        return neox_order(tensor.rows, config.head_dim, config.rope_dimension_count)
+    return None
+
+
+def neox_order(rows: int, head_dim: int, rope_dims: int) -> NDArray[np.int64]:
+    """For each row of a NeoX-rotated q or k matrix, its row in a `llama` file.
+
+    There the pairs that rotate together are adjacent rows, 2 j and 2 j + 1 of a head; here they are
+    rope_dims / 2 apart.
+    """
+    head = np.arange(head_dim)
+    head[:rope_dims] = head[:rope_dims].reshape(-1, 2).T.ravel()
+    return (np.arange(0, rows, head_dim)[:, None] + head).ravel()
+
+
+def pack(
+    src: str | os.PathLike[str],
+    dst: str | os.PathLike[str],
+    *,
+    overwrite: bool = False,
+    n_threads: int | None = None,
+    progress: Progress | None = None,
+) -> None:
+    """Write a model in the layout of the kernels: it loads without packing, and processes share its memory.
+
+    The packed file is complete (vocabulary and chat template are in it), about as large as the original, and
+    computes the same bits. It is there whole or not at all, whatever interrupts the writing.
+
+    Args:
+        src: a GGUF file that phi3c runs.
+        dst: the packed file.
+        overwrite: replace `dst` if it exists.
+        n_threads: threads that pack; None derives it from the machine.
+        progress: called as progress("pack", bytes done, bytes in all).
+
+    Raises:
+        ModelLoadError: src cannot be read, or phi3c does not run it; the subclass says which.
+        InvalidParameterError: src is packed already, or dst exists.
+        ModelWriteError: dst cannot be written; the disk may be full.
+    """
+    dst = Path(dst)
+    with ModelFile(src) as file:
+        if file.layout:
+            raise InvalidParameterError(f"{file.path} is packed already, in layout {file.layout}")
+        config = Config.from_gguf(file)
+        tensors = matrices(file, config)
+        if dst.exists() and (not overwrite or dst.is_dir() or dst.samefile(file.path)):
+            raise InvalidParameterError(
+                f"{dst} exists; choose another name, or have it replaced (overwrite=True, --force), which a "
+                "folder and the file to be packed are not"
+            )
+        try:
+            _check_space(dst, file, tensors)
+            _write(dst, file, config, tensors, _kernels.Pool(default_threads(n_threads).count), progress)
+        except OSError as error:
+            raise ModelWriteError(f"{dst} cannot be written: {error.strerror or error}") from error
+
+
+def _check_space(dst: Path, file: ModelFile, tensors: list[TensorInfo]) -> None:
+    growth = sum(panel_bytes(tensor) - tensor.n_bytes for tensor in tensors)
+    needed, free = file.path.stat().st_size + growth, shutil.disk_usage(dst.parent).free
+    if needed > free:
+        raise OSError(
+            errno.ENOSPC,
+            f"it takes {needed / 1e9:.2f} GB, and the disk has {free / 1e9:.2f} GB left; free some",
+        )
+
+
+def _write(
+    dst: Path,
+    file: ModelFile,
+    config: Config,
+    tensors: list[TensorInfo],
+    pool: _kernels.Pool,
+    progress: Progress | None,
+) -> None:
+    to_pack = {tensor.name for tensor in tensors}
+    total = sum(tensor.n_bytes for tensor in file.tensors.values())
+    done = 0
+
+    def data(tensor: TensorInfo) -> NDArray[np.uint8]:
+        nonlocal done
+        if progress:
+            progress("pack", done, total)
+        done += tensor.n_bytes
+        if tensor.name not in to_pack:
+            return file.data(tensor.name)
+        panels = np.empty(panel_bytes(tensor), np.uint8)
+        order = row_order(config, tensor)
+        _kernels.pack(panels, file.data(tensor.name), tensor.type, tensor.rows, tensor.columns, order, pool)
+        file.release(tensor.name)
+        return panels
+
+    def stored(tensor: TensorInfo) -> tuple[str, tuple[int, ...], GGMLType, Data]:
+        if tensor.name in to_pack:
+            return tensor.name, (panel_bytes(tensor),), GGMLType.I8, lambda: data(tensor)
+        return tensor.name, tensor.shape, tensor.type, lambda: data(tensor)
+
+    metadata, merges = packed_metadata(file, tensors), spm_merges(file.metadata)
+    if merges is not None:
+        metadata[SPM_MERGES] = merges
+    write_gguf(dst, metadata, map(stored, file.tensors.values()), ALIGNMENT)
+    if progress:
+        progress("pack", total, total)
