@@ -63,6 +63,8 @@ class Model:
             was trained for.
         n_threads: threads that compute; None derives it from the machine (README, "Threads").
         n_batch: most prompt tokens computed at once; changes speed and memory, never the result.
+        kv_type: how keys and values are kept: "f16", or "q8_0", which takes about half the memory and is a
+            little less exact (docs/accuracy.md).
         progress: called as progress("pack", bytes done, bytes in all) while weights are packed.
 
     Raises:
@@ -79,6 +81,7 @@ class Model:
         n_ctx: int | None = None,
         n_threads: int | None = None,
         n_batch: int = 512,
+        kv_type: str = "f16",
         progress: Progress | None = None,
     ) -> None:
         started = perf_counter()
@@ -96,7 +99,7 @@ class Model:
                 )
             n_ctx = _context(n_ctx, self.config)
             pool = _kernels.Pool(default_threads(n_threads).count)
-            phi3 = Phi3(self._file, self.config, pool, n_batch=n_batch, progress=progress)
+            phi3 = Phi3(self._file, self.config, pool, n_batch=n_batch, kv_type=kv_type, progress=progress)
         except BaseException:
             self._file.close()
             raise
@@ -129,6 +132,7 @@ class Model:
         n_ctx: int | None = None,
         n_threads: int | None = None,
         n_batch: int = 512,
+        kv_type: str = "f16",
         progress: Progress | None = None,
     ) -> Model:
         """Load a model by name, downloading it first where it is not in the cache.
@@ -140,7 +144,7 @@ class Model:
             token: for gated repositories; None uses the one `hf auth login` or HF_TOKEN left.
             cache_dir: where downloads are kept; None for the Hub's own cache.
             local_files_only: never touch the network.
-            n_ctx, n_threads, n_batch, progress: as for Model.
+            n_ctx, n_threads, n_batch, kv_type, progress: as for Model.
 
         Raises:
             ModelNotFoundError: no such repository or file; the message lists those that exist.
@@ -158,7 +162,9 @@ class Model:
             local_files_only=local_files_only,
             progress=progress,
         )
-        return cls(path, n_ctx=n_ctx, n_threads=n_threads, n_batch=n_batch, progress=progress)
+        return cls(
+            path, n_ctx=n_ctx, n_threads=n_threads, n_batch=n_batch, kv_type=kv_type, progress=progress
+        )
 
     @overload
     def generate(
