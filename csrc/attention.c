@@ -157,6 +157,12 @@ void phi3c_rope_append(const phi3c_attention *a, float *qkv, const phi3c_span *s
 
 /* -- attend ----------------------------------------------------------------------------------------------- */
 
+/* A tile of queries is some heads of a group times some tokens: as many queries as kernels take, fewer where heads are
+ * larger than 128, so that q and o take 24 KiB each. */
+enum { TILE_FLOATS = PHI3C_QUERIES * 128 };
+
+static int most_queries(int head_dim) { return head_dim > 128 ? TILE_FLOATS / head_dim : PHI3C_QUERIES; }
+
 static int64_t token_tiles(const attention_job *job, const phi3c_span *span) {
     return (span->n + job->tokens - 1) / job->tokens;
 }
@@ -165,7 +171,7 @@ static int64_t token_tiles(const attention_job *job, const phi3c_span *span) {
 static void attend_queries(const attention_job *job, const phi3c_span *span, int head, int heads, int from, int to) {
     const phi3c_attention *a = job->a;
     int hd = a->head_dim, n = (to - from) * heads, kv_head = head / (a->head_count / a->head_count_kv);
-    float q[PHI3C_QUERIES * PHI3C_MAX_HEAD_DIM], o[PHI3C_QUERIES * PHI3C_MAX_HEAD_DIM], max[PHI3C_QUERIES], sum[PHI3C_QUERIES];
+    float q[TILE_FLOATS], o[TILE_FLOATS], max[PHI3C_QUERIES], sum[PHI3C_QUERIES];
     for (int i = 0; i < n; i++) {
         const float *row = job->qkv + (span->row + from + i / heads) * job->stride;
         memcpy(q + i * hd, row + (head + i % heads) * hd, (size_t)hd * 4);
@@ -177,7 +183,8 @@ static void attend_queries(const attention_job *job, const phi3c_span *span, int
     int oldest = span->position + from, newest = span->position + to - 1; /* positions of the tile's queries */
     int start = a->window && oldest >= a->window ? oldest - a->window + 1 : 0;
     for (int page = start / PHI3C_TILE; page <= newest / PHI3C_TILE; page++) {
-        int first[PHI3C_QUERIES], last[PHI3C_QUERIES], begin = n, end = 0; /* queries that see any key of this page: a run */
+        int first[PHI3C_QUERIES], last[PHI3C_QUERIES];
+        int begin = n, end = 0; /* queries that see any key of this page: a run */
         for (int i = 0; i < n; i++) {
             int position = oldest + i / heads, low = a->window ? position - a->window + 1 : 0;
             first[i] = low > page * PHI3C_TILE ? low - page * PHI3C_TILE : 0;
@@ -202,7 +209,7 @@ static void attend_queries(const attention_job *job, const phi3c_span *span, int
 static void attend(void *arg, int64_t first, int64_t last) {
     const attention_job *job = arg;
     const phi3c_attention *a = job->a;
-    int group = a->head_count / a->head_count_kv, parts = (group + PHI3C_QUERIES - 1) / PHI3C_QUERIES;
+    int group = a->head_count / a->head_count_kv, most = most_queries(a->head_dim), parts = (group + most - 1) / most;
     const phi3c_span *span = job->spans;
     int64_t base = 0; /* first item of the span */
     for (int64_t item = first; item < last; item++) {
@@ -210,18 +217,18 @@ static void attend(void *arg, int64_t first, int64_t last) {
             base += token_tiles(job, span++) * a->head_count_kv * parts;
         int64_t tiles = token_tiles(job, span), part = (item - base) / tiles;
         int from = (int)((item - base) % tiles) * job->tokens, to = from + job->tokens;
-        int head = (int)(part / parts) * group + (int)(part % parts) * PHI3C_QUERIES;
-        int heads = group - (int)(part % parts) * PHI3C_QUERIES;
-        attend_queries(job, span, head, heads < PHI3C_QUERIES ? heads : PHI3C_QUERIES, from, to < span->n ? to : span->n);
+        int head = (int)(part / parts) * group + (int)(part % parts) * most;
+        int heads = group - (int)(part % parts) * most;
+        attend_queries(job, span, head, heads < most ? heads : most, from, to < span->n ? to : span->n);
     }
 }
 
 void phi3c_attend(phi3c_activation out, const phi3c_attention *a, const float *qkv, const phi3c_span *spans,
                   int n_spans, phi3c_pool *pool) {
-    int group = a->head_count / a->head_count_kv, parts = (group + PHI3C_QUERIES - 1) / PHI3C_QUERIES;
+    int group = a->head_count / a->head_count_kv, most = most_queries(a->head_dim), parts = (group + most - 1) / most;
     attention_job job = {.a = a, .qkv = (float *)qkv, .spans = spans, .out = out.f32, .out_stride = out.columns};
     job.stride = (int64_t)(a->head_count + 2 * a->head_count_kv) * a->head_dim;
-    job.tokens = group < PHI3C_QUERIES ? PHI3C_QUERIES / group : 1;
+    job.tokens = group < most ? most / group : 1;
     int64_t n_items = 0, n_rows = 0;
     for (int i = 0; i < n_spans; i++) {
         n_items += token_tiles(&job, &spans[i]) * a->head_count_kv * parts;

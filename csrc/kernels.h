@@ -25,7 +25,7 @@ enum { PHI3C_QUERIES = 48 };
 
 typedef struct {
     const char *name;
-    phi3c_tile *tile[PHI3C_N_TYPES]; /* NULL for types without kernels */
+    phi3c_tile *tile[PHI3C_N_TYPES];               /* NULL for types without kernels */
     phi3c_attend_tile *attend_tile[PHI3C_N_TYPES]; /* by type of the cache */
     void (*quantize_row)(block_x8 *out, block_x8 *second, const float *x, int64_t columns);
     void (*rms_norm_row)(float *out, const float *x, const float *weight, float eps, int64_t columns);

@@ -405,12 +405,16 @@ ATTENTIONS: dict[str, tuple[Any, ...]] = {
     "groups of two": (4, 2, 64, 64, 0, 130),
     "one kv head for twenty": (20, 1, 16, 16, 0, 100),
     "head of 128, 96 rotated": (2, 1, 128, 96, 0, 100),
+    "head of 512": (2, 1, 512, 64, 0, 70),
+    "one kv head for fifty": (50, 1, 32, 32, 0, 70),
     "head of 48, a pair rotated": (2, 2, 48, 2, 0, 70),
     "window of 1": (4, 2, 32, 32, 1, 130),
     "window of 20": (4, 2, 32, 32, 20, 150),
     "window of a page": (4, 2, 32, 32, PAGE, 200),
     "window of 100": (6, 2, 32, 16, 100, 250),
     "one key takes all": (2, 1, 64, 64, 0, 130, 30.0),
+    "halves and scales subnormal": (2, 1, 32, 32, 0, 70, 1e-5),
+    "scales that round to 0": (2, 1, 32, 32, 0, 70, 1e-7),
 }
 
 
@@ -440,6 +444,19 @@ def test_attention_in_chunks_gives_the_same_bits(
     attention = Attention(kv_type, 4, 2, 32, 32, window, 200)
     for cut, whole in zip(attention.run(chunk, n_threads), attention.run(200, 2), strict=True):
         np.testing.assert_array_equal(bits(cut), bits(whole))
+
+
+@pytest.mark.parametrize("poison", [np.nan, np.inf])
+@pytest.mark.parametrize("kv_type", KV_TYPES)
+def test_a_value_that_is_no_number_reaches_its_own_and_later_positions(
+    kv_type: str, poison: float, isa: str
+) -> None:
+    attention = Attention(kv_type, 2, 1, 32, 32, 0, 100)
+    expected = attention.run(100, 2)[0]
+    attention.qkv[0][70, -5] = poison  # dimension 27 of the value
+    actual = attention.run(100, 2)[0]
+    np.testing.assert_array_equal(bits(actual[:70]), bits(expected[:70]))
+    assert not np.isfinite(actual[70:, [27, 32 + 27]]).any()
 
 
 @pytest.mark.parametrize("scale", [1.0, 1.190238])

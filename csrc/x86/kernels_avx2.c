@@ -502,7 +502,7 @@ static void to_f16(f16 *out, const float *x, int64_t n) {
 /* What queries, or weights of keys, are multiplied with: row k is a dimension of 64 keys, or a value. */
 typedef struct {
     const uint8_t *data, *next; /* the next page's is fetched while this one's is read */
-    const float *scales; /* of q8_0: [k / 32][columns] of keys, [k][columns / 32] of values */
+    const float *scales;        /* of q8_0: [k / 32][columns] of keys, [k][columns / 32] of values */
     int columns;
 } factor;
 

@@ -284,7 +284,7 @@ cdef class Pages:
 
 
 cdef class Heads:
-    """The attention of a model: head counts and sizes, rotary dimensions, window (0: none), type of the cache."""
+    """The attention of a model: head counts and sizes, rotary dimensions, window (0: none), type of cache."""
 
     cdef c.phi3c_attention attention
     cdef readonly Py_ssize_t qkv_columns
