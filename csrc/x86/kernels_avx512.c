@@ -578,14 +578,6 @@ INLINE void attend_one(const int keys_kind, const int values_kind, float *max, f
 INLINE void attend_several(const int keys_kind, const int values_kind, float *max, float *sum, float *o, const float *q,
                            factor keys, factor values, const int *first, const int *last, int n, int head_dim) {
     _Alignas(64) float p[PHI3C_QUERIES][PHI3C_TILE], slice[PHI3C_MAX_HEAD_DIM * 16];
-    memset(p, 0, (size_t)n * sizeof p[0]);
-    for (int c = 0; c < PHI3C_TILE; c += 16) {
-        to_floats(keys_kind, slice, keys, c, 0, head_dim);
-        for (int i = 0; i < n; i += ROWS)
-            multiply_floats(n - i < ROWS ? n - i : ROWS, p[i] + c, PHI3C_TILE, q + i * head_dim, head_dim, slice, 0,
-                            head_dim);
-    }
-    softmax(max, sum, o, p, first, last, n, head_dim);
     int begin = PHI3C_TILE, end = 0, from[PHI3C_QUERIES], to[PHI3C_QUERIES]; /* keys that any, or all of ROWS, see */
     for (int i = 0; i < n; i++) {
         int group = i / ROWS;
@@ -596,6 +588,14 @@ INLINE void attend_several(const int keys_kind, const int values_kind, float *ma
         if (first[i] < begin) begin = first[i];
         if (last[i] > end) end = last[i];
     }
+    memset(p, 0, (size_t)n * sizeof p[0]);
+    for (int c = begin / 16 * 16; c < end; c += 16) {
+        to_floats(keys_kind, slice, keys, c, 0, head_dim);
+        for (int i = 0; i < n; i += ROWS)
+            multiply_floats(n - i < ROWS ? n - i : ROWS, p[i] + c, PHI3C_TILE, q + i * head_dim, head_dim, slice, 0,
+                            head_dim);
+    }
+    softmax(max, sum, o, p, first, last, n, head_dim);
     for (int c = 0; c < head_dim; c += 16) {
         to_floats(values_kind, slice, values, c, begin, end);
         for (int i = 0; i < n; i += ROWS) {
