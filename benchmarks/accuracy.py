@@ -1,6 +1,6 @@
 """Accuracy of phi3c on a model and a text, against the float32 forward pass on the same weights.
 
-usage: python benchmarks/accuracy.py MODEL.gguf --text FILE [--ctx 512]
+usage: python benchmarks/accuracy.py MODEL.gguf --text FILE [--ctx 512] [--kv-type f16]
 
 Prints one row of a Markdown table; the table's head goes to stderr. The text is cut into chunks of `ctx`
 tokens, and the tokens from the middle of a chunk to its end are scored. Memory: four bytes a weight.
@@ -28,10 +28,11 @@ def main() -> None:
     parser.add_argument("model", type=Path, metavar="MODEL.gguf")
     parser.add_argument("--text", type=Path, required=True, metavar="FILE", help="UTF-8 text to score")
     parser.add_argument("--ctx", type=int, default=512, metavar="TOKENS", help="tokens per chunk")
+    parser.add_argument("--kv-type", default="f16", help="how keys and values are kept: f16 or q8_0")
     args = parser.parse_args()
 
     oracle = Oracle(args.model)
-    with phi3c.Model(args.model, n_ctx=args.ctx) as model:
+    with phi3c.Model(args.model, n_ctx=args.ctx, kv_type=args.kv_type) as model:
         ids = model.tokenize(args.text.read_text(encoding="utf-8"), add_bos=False)
         if len(ids) < args.ctx:
             parser.error(f"{args.text} has {len(ids)} tokens, fewer than one chunk of {args.ctx}")

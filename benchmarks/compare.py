@@ -44,7 +44,7 @@ PEERS = {
 
 @dataclass(frozen=True, slots=True)
 class Test:
-    """A row of the table: pp tokens of a prompt or tg tokens generated, of so many sequences, behind a depth."""
+    """A row: pp tokens of a prompt or tg tokens generated, of so many sequences, behind a depth."""
 
     pp: int
     tg: int

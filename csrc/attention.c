@@ -3,6 +3,7 @@
 #include <assert.h>
 #include <math.h>
 
+#include "expf.h"
 #include "kernels.h"
 #include "pool.h"
 
@@ -37,11 +38,64 @@ void phi3c_rope_table(float *cosines, float *sines, const double *frequency, int
 
 /* -- pages ------------------------------------------------------------------------------------------------ */
 
-/* Keys f16 [head_dim][64] of a layer's kv head in the page that holds `position`; the values follow. */
-static f16 *keys_at(const phi3c_attention *a, int sequence, int position, int head) {
+size_t phi3c_kv_bytes(int kv_type, int head_dim) {
+    size_t values = 2 * (size_t)head_dim * PHI3C_TILE;
+    if (kv_type == PHI3C_F16) return values * sizeof(f16);
+    return kv_type == PHI3C_Q8_0 && head_dim % 32 == 0 ? values + 2 * q8_0_scale_bytes(head_dim) : 0;
+}
+
+/* Keys and values of a layer's kv head in the page that holds `position`. */
+static uint8_t *kv_at(const phi3c_attention *a, int sequence, int position, int head) {
     int32_t page = a->page_tables[sequence * a->table_stride + position / PHI3C_TILE];
-    size_t half = (size_t)a->head_dim * PHI3C_TILE;
-    return (f16 *)a->pages[page] + 2 * half * (size_t)(a->layer * a->head_count_kv + head);
+    return a->pages[page] + phi3c_kv_bytes(a->kv_type, a->head_dim) * (size_t)(a->layer * a->head_count_kv + head);
+}
+
+/* The key and the value k, v of the position in `slot`: keys as [head_dim][64], values as [64][head_dim]. */
+static void append_f16(uint8_t *kv, const float *k, const float *v, int slot, int head_dim) {
+    f16 *keys = (f16 *)kv, *values = keys + head_dim * PHI3C_TILE, key[PHI3C_MAX_HEAD_DIM];
+    phi3c_kernel.to_f16(key, k, head_dim);
+    for (int d = 0; d < head_dim; d++) keys[d * PHI3C_TILE + slot] = key[d];
+    phi3c_kernel.to_f16(values + slot * head_dim, v, head_dim);
+}
+
+/* x[i] = q[i] * d[i / 32]: per 32 values d is the half nearest to their largest magnitude / 127; q is kept within 127
+ * where d is subnormal. An infinity or NaN makes d, and so all 32 values, NaN. */
+static void quantize_q8_0(int8_t *q, f16 d[PHI3C_MAX_HEAD_DIM / 32], const float *x, int head_dim) {
+    float step[PHI3C_MAX_HEAD_DIM / 32] = {0};
+    for (int g = 0; g < head_dim / 32; g++) {
+        int32_t bits[32], largest = 0; /* of |x|, ordered like |x|, with infinities and then NaNs on top */
+        memcpy(bits, x + 32 * g, sizeof bits);
+        for (int i = 0; i < 32; i++) {
+            bits[i] &= 0x7fffffff;
+            largest = bits[i] > largest ? bits[i] : largest;
+        }
+        memcpy(&step[g], &largest, 4);
+        step[g] = largest < 0x7f800000 ? step[g] / 127.0f : NAN;
+    }
+    phi3c_kernel.to_f16(d, step, PHI3C_MAX_HEAD_DIM / 32);
+    for (int g = 0; g < head_dim / 32; g++) {
+        float size = f16_to_f32(d[g]), scale = size > 0.0f && size < INFINITY ? 1.0f / size : 0.0f;
+        for (int i = 0; i < 32; i++) {
+            float rounded = (x[32 * g + i] * scale + PHI3C_ROUND) - PHI3C_ROUND; /* to nearest, ties to even */
+            rounded = rounded < 127.0f ? rounded : 127.0f;
+            q[32 * g + i] = (int8_t)(rounded > -127.0f ? rounded : -127.0f);
+        }
+    }
+}
+
+/* The same in q8_0: scales [head_dim / 32][64] before the keys, [64][head_dim / 32] before the values. */
+static void append_q8_0(uint8_t *kv, const float *k, const float *v, int slot, int head_dim) {
+    uint8_t *values = kv + phi3c_kv_bytes(PHI3C_Q8_0, head_dim) / 2;
+    size_t scale_bytes = q8_0_scale_bytes(head_dim);
+    int8_t q[PHI3C_MAX_HEAD_DIM];
+    f16 d[PHI3C_MAX_HEAD_DIM / 32];
+    int n = head_dim / 32;
+    quantize_q8_0(q, d, k, head_dim);
+    for (int g = 0; g < n; g++) ((f16 *)kv)[g * PHI3C_TILE + slot] = d[g];
+    for (int i = 0; i < head_dim; i++) kv[scale_bytes + (size_t)(i * PHI3C_TILE + slot)] = (uint8_t)q[i];
+    quantize_q8_0(q, d, v, head_dim);
+    memcpy((f16 *)values + slot * n, d, (size_t)n * sizeof(f16));
+    memcpy(values + scale_bytes + slot * head_dim, q, (size_t)head_dim);
 }
 
 /* -- rotate and append ------------------------------------------------------------------------------------ */
@@ -73,7 +127,6 @@ static void rope_append(void *arg, int64_t first, int64_t last) {
     const phi3c_attention *a = job->a;
     int hd = a->head_dim, group = a->head_count / a->head_count_kv, half_dims = a->rope_dims / 2;
     float q_scale = 1.0f / sqrtf((float)hd);
-    f16 key[PHI3C_MAX_HEAD_DIM];
     for (int64_t item = first; item < last; item++) {
         const phi3c_span *span = &job->spans[item / a->head_count_kv];
         int head = (int)(item % a->head_count_kv);
@@ -88,10 +141,8 @@ static void rope_append(void *arg, int64_t first, int64_t last) {
                 for (int d = 0; d < hd; d++) q[h * hd + d] *= q_scale;
             }
             rotate(k, c, s, a->rope_dims);
-            f16 *keys = keys_at(a, span->sequence, position, head);
-            phi3c_kernel.to_f16(key, k, hd);
-            for (int d = 0; d < hd; d++) keys[d * PHI3C_TILE + slot] = key[d];
-            phi3c_kernel.to_f16(keys + hd * PHI3C_TILE + slot * hd, v, hd);
+            uint8_t *kv = kv_at(a, span->sequence, position, head);
+            (a->kv_type == PHI3C_F16 ? append_f16 : append_q8_0)(kv, k, v, slot, hd);
         }
     }
 }
@@ -106,7 +157,11 @@ void phi3c_rope_append(const phi3c_attention *a, float *qkv, const phi3c_span *s
 
 /* -- attend ----------------------------------------------------------------------------------------------- */
 
-enum { QUERIES = 16 }; /* of a tile: heads of a group times tokens */
+/* A tile of queries is some heads of a group times some tokens: as many queries as kernels take, fewer where heads are
+ * larger than 128, so that q and o take 24 KiB each. */
+enum { TILE_FLOATS = PHI3C_QUERIES * 128 };
+
+static int most_queries(int head_dim) { return head_dim > 128 ? TILE_FLOATS / head_dim : PHI3C_QUERIES; }
 
 static int64_t token_tiles(const attention_job *job, const phi3c_span *span) {
     return (span->n + job->tokens - 1) / job->tokens;
@@ -116,7 +171,7 @@ static int64_t token_tiles(const attention_job *job, const phi3c_span *span) {
 static void attend_queries(const attention_job *job, const phi3c_span *span, int head, int heads, int from, int to) {
     const phi3c_attention *a = job->a;
     int hd = a->head_dim, n = (to - from) * heads, kv_head = head / (a->head_count / a->head_count_kv);
-    float q[QUERIES * PHI3C_MAX_HEAD_DIM], o[QUERIES * PHI3C_MAX_HEAD_DIM], max[QUERIES], sum[QUERIES];
+    float q[TILE_FLOATS], o[TILE_FLOATS], max[PHI3C_QUERIES], sum[PHI3C_QUERIES];
     for (int i = 0; i < n; i++) {
         const float *row = job->qkv + (span->row + from + i / heads) * job->stride;
         memcpy(q + i * hd, row + (head + i % heads) * hd, (size_t)hd * 4);
@@ -128,8 +183,8 @@ static void attend_queries(const attention_job *job, const phi3c_span *span, int
     int oldest = span->position + from, newest = span->position + to - 1; /* positions of the tile's queries */
     int start = a->window && oldest >= a->window ? oldest - a->window + 1 : 0;
     for (int page = start / PHI3C_TILE; page <= newest / PHI3C_TILE; page++) {
-        const f16 *keys = keys_at(a, span->sequence, page * PHI3C_TILE, kv_head);
-        int first[QUERIES], last[QUERIES], begin = n, end = 0; /* queries that see any key of this page: a run */
+        int first[PHI3C_QUERIES], last[PHI3C_QUERIES];
+        int begin = n, end = 0; /* queries that see any key of this page: a run */
         for (int i = 0; i < n; i++) {
             int position = oldest + i / heads, low = a->window ? position - a->window + 1 : 0;
             first[i] = low > page * PHI3C_TILE ? low - page * PHI3C_TILE : 0;
@@ -139,8 +194,10 @@ static void attend_queries(const attention_job *job, const phi3c_span *span, int
                 end = i + 1;
             }
         }
-        phi3c_kernel.attend_tile(max + begin, sum + begin, o + begin * hd, q + begin * hd, keys, keys + hd * PHI3C_TILE,
-                                 first + begin, last + begin, end - begin, hd);
+        const uint8_t *kv = kv_at(a, span->sequence, page * PHI3C_TILE, kv_head), *next = kv;
+        if (page < newest / PHI3C_TILE) next = kv_at(a, span->sequence, (page + 1) * PHI3C_TILE, kv_head);
+        phi3c_kernel.attend_tile[a->kv_type](max + begin, sum + begin, o + begin * hd, q + begin * hd, kv, next,
+                                             first + begin, last + begin, end - begin, hd);
     }
     for (int i = 0; i < n; i++) {
         float *out = job->out + (span->row + from + i / heads) * job->out_stride + (head + i % heads) * hd;
@@ -152,7 +209,7 @@ static void attend_queries(const attention_job *job, const phi3c_span *span, int
 static void attend(void *arg, int64_t first, int64_t last) {
     const attention_job *job = arg;
     const phi3c_attention *a = job->a;
-    int group = a->head_count / a->head_count_kv, parts = (group + QUERIES - 1) / QUERIES;
+    int group = a->head_count / a->head_count_kv, most = most_queries(a->head_dim), parts = (group + most - 1) / most;
     const phi3c_span *span = job->spans;
     int64_t base = 0; /* first item of the span */
     for (int64_t item = first; item < last; item++) {
@@ -160,18 +217,18 @@ static void attend(void *arg, int64_t first, int64_t last) {
             base += token_tiles(job, span++) * a->head_count_kv * parts;
         int64_t tiles = token_tiles(job, span), part = (item - base) / tiles;
         int from = (int)((item - base) % tiles) * job->tokens, to = from + job->tokens;
-        int head = (int)(part / parts) * group + (int)(part % parts) * QUERIES;
-        int heads = group - (int)(part % parts) * QUERIES;
-        attend_queries(job, span, head, heads < QUERIES ? heads : QUERIES, from, to < span->n ? to : span->n);
+        int head = (int)(part / parts) * group + (int)(part % parts) * most;
+        int heads = group - (int)(part % parts) * most;
+        attend_queries(job, span, head, heads < most ? heads : most, from, to < span->n ? to : span->n);
     }
 }
 
 void phi3c_attend(phi3c_activation out, const phi3c_attention *a, const float *qkv, const phi3c_span *spans,
                   int n_spans, phi3c_pool *pool) {
-    int group = a->head_count / a->head_count_kv, parts = (group + QUERIES - 1) / QUERIES;
+    int group = a->head_count / a->head_count_kv, most = most_queries(a->head_dim), parts = (group + most - 1) / most;
     attention_job job = {.a = a, .qkv = (float *)qkv, .spans = spans, .out = out.f32, .out_stride = out.columns};
     job.stride = (int64_t)(a->head_count + 2 * a->head_count_kv) * a->head_dim;
-    job.tokens = group < QUERIES ? QUERIES / group : 1;
+    job.tokens = group < most ? most / group : 1;
     int64_t n_items = 0, n_rows = 0;
     for (int i = 0; i < n_spans; i++) {
         n_items += token_tiles(&job, &spans[i]) * a->head_count_kv * parts;

@@ -15,19 +15,21 @@
  * and BF16 weights floats, for the others x8 blocks and, behind them, their second blocks. */
 typedef void phi3c_tile(float *out, const uint8_t *panel, const uint8_t *x, size_t x_stride, int n, int64_t columns);
 
-/* One online-softmax step: n queries against the 64 keys of a page.
- * q (n, head_dim), k [head_dim][64] f16, v [64][head_dim] f16; query i sees keys first[i] <= j < last[i] (at least
- * one). max (n), sum (n) and o (n, head_dim) are the running state, begun as -inf, 0, 0. */
-typedef void phi3c_attend_tile(float *max, float *sum, float *o, const float *q, const f16 *k, const f16 *v,
+/* One online-softmax step: n <= PHI3C_QUERIES queries against the 64 keys of a page.
+ * q (n, head_dim); kv: keys and values of a kv head as in a page (docs/formats.md); query i sees keys
+ * first[i] <= j < last[i] (at least one). max (n), sum (n) and o (n, head_dim) are the running state, begun as -inf,
+ * 0, 0. next: the kv of the call to come, which may be fetched ahead; the same kv where there is none. */
+typedef void phi3c_attend_tile(float *max, float *sum, float *o, const float *q, const uint8_t *kv, const uint8_t *next,
                                const int *first, const int *last, int n, int head_dim);
+enum { PHI3C_QUERIES = 48 };
 
 /* Rounds of a burst: the int16 sums of vpmaddubsw, which grow by 2 a round, still fit. */
 enum { PEAK_ROUNDS = 8192 };
 
 typedef struct {
     const char *name;
-    phi3c_tile *tile[PHI3C_N_TYPES]; /* NULL for types without kernels */
-    phi3c_attend_tile *attend_tile;
+    phi3c_tile *tile[PHI3C_N_TYPES];               /* NULL for types without kernels */
+    phi3c_attend_tile *attend_tile[PHI3C_N_TYPES]; /* by type of the cache */
     void (*quantize_row)(block_x8 *out, block_x8 *second, const float *x, int64_t columns);
     void (*rms_norm_row)(float *out, const float *x, const float *weight, float eps, int64_t columns);
     void (*silu_mul_row)(float *out, const float *gate, const float *up, int64_t n);
@@ -50,6 +52,9 @@ static inline uint32_t find_outliers(const block_x8 *block, const float group[8]
         if (group[j] * (float)n > limit || (group[j] > 0.0f && group[j] * FAINT < largest)) outliers |= 1u << j;
     return outliers;
 }
+
+/* Of the keys, or the values, of a kv head in a page of q8_0: 64 positions times head_dim / 32 halves. */
+static inline size_t q8_0_scale_bytes(int head_dim) { return (size_t)(head_dim / 32) * PHI3C_TILE * sizeof(f16); }
 
 /* float <-> half by integers: exact, round to nearest even */
 static inline float f16_to_f32(f16 h) {

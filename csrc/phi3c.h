@@ -103,11 +103,16 @@ void phi3c_matmul(float *out, const phi3c_segment *segments, int n_segments, phi
 void phi3c_rope_table(float *cosines, float *sines, const double *frequency, int64_t first, int64_t n,
                       int64_t n_frequencies, float scale);
 
-/* The heads of a layer and where its keys and values lie. A page holds, for every layer and kv head, keys as
- * f16 [head_dim][64 positions] and then values as f16 [64 positions][head_dim]. */
+/* Bytes that keys and values of one kv head take in a page, as `kv_type`: PHI3C_F16, or PHI3C_Q8_0 where head_dim is a
+ * multiple of 32. 0 for what cannot be stored. */
+size_t phi3c_kv_bytes(int kv_type, int head_dim);
+
+/* The heads of a layer and where its keys and values lie. A page holds, for every layer and kv head, keys [head_dim][64
+ * positions] and then values [64 positions][head_dim]; of q8_0 each with its scales before it (docs/formats.md). */
 typedef struct {
     int head_count, head_count_kv, head_dim, rope_dims;
     int window; /* a query at position q sees keys k with q - window < k <= q; 0: all k <= q */
+    int kv_type;
     int layer;
     uint8_t *const *pages;      /* by page id */
     const int32_t *page_tables; /* (n_sequences, table_stride): page ids, by position / 64 */

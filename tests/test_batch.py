@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 import phi3c
 from phi3c import _kernels
-from phi3c.cache import PAGE, RELEASED, KVCache
+from phi3c.cache import KV_TYPES, PAGE, RELEASED, KVCache
 from phi3c.config import Config
 from phi3c.packed import ModelFile
 from phi3c.phi3 import Phi3, Step
@@ -28,10 +28,10 @@ def path(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     return write_tiny_phi3(tiny, types="Q4_0", window=request.param, ctx=1024)
 
 
-@pytest.fixture
-def phi3(path: Path) -> Iterator[Phi3]:
+@pytest.fixture(params=KV_TYPES)
+def phi3(request: pytest.FixtureRequest, path: Path) -> Iterator[Phi3]:
     with ModelFile(path) as file:
-        yield Phi3(file, Config.from_gguf(file), _kernels.Pool(2), n_batch=512)
+        yield Phi3(file, Config.from_gguf(file), _kernels.Pool(2), n_batch=512, kv_type=request.param)
 
 
 def new_cache(phi3: Phi3, spare_pages: int = 0) -> KVCache:

@@ -100,6 +100,17 @@ def test_run_streams_text_and_nothing_else(
     assert options["system"] is None
 
 
+@pytest.mark.parametrize(("flags", "kv_type"), [([], "f16"), (["--kv-type", "q8_0"], "q8_0")])
+def test_run_passes_the_type_of_the_cache_on(
+    flags: list[str], kv_type: str, stand_in: type[StandIn], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["run", *flags, "Hi"]) == 0
+    assert stand_in.calls[0][2]["kv_type"] == kv_type
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(["run", "--kv-type", "q4_0", "Hi"])
+    assert "q8_0" in capsys.readouterr().err
+
+
 def test_text_that_ends_a_line_gets_no_second_newline(
     stand_in: type[StandIn], capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -14,6 +14,8 @@ from blocks import panels as panels_in_numpy
 from numpy.typing import NDArray
 
 from phi3c import _kernels as k
+from phi3c.cache import KV_TYPES, kv_type_id
+from phi3c.errors import InvalidParameterError
 from phi3c.gguf import GGMLType
 
 F32 = NDArray[np.float32]
@@ -312,15 +314,38 @@ def test_keep_rows_moves_both_forms(isa: str, pool: k.Pool) -> None:
 # --- rotary positions and attention ---
 
 
+def stored_f16(x: F32) -> F64:
+    return x.astype(np.float16).astype(np.float64)
+
+
+def stored_q8_0(x: F32) -> F64:
+    """What q8_0 keeps of x (..., head_dim): per 32 values, 8 bits each and a scale in half precision."""
+    groups = x.reshape(*x.shape[:-1], -1, 32)
+    scale = (np.abs(groups).max(axis=-1, keepdims=True) / np.float32(127)).astype(np.float16)
+    scale = scale.astype(np.float32)
+    inverse = np.divide(np.float32(1), scale, out=np.zeros_like(scale), where=scale > 0)
+    q = np.clip(np.rint(groups * inverse), -127, 127)
+    return (q.astype(np.float64) * scale).reshape(x.shape)
+
+
 class Attention:
     """One layer's heads over random q, k and v, and the same in NumPy."""
 
     def __init__(
-        self, heads: int, kv_heads: int, head_dim: int, rope_dims: int, window: int, n: int, size: float = 1.0
+        self,
+        kv_type: str,
+        heads: int,
+        kv_heads: int,
+        head_dim: int,
+        rope_dims: int,
+        window: int,
+        n: int,
+        size: float = 1.0,
     ) -> None:
         self.heads, self.kv_heads, self.head_dim, self.window = heads, kv_heads, head_dim, window
         self.rope_dims, self.n = rope_dims, n
-        self.geometry = k.Heads(heads, kv_heads, head_dim, rope_dims, window)
+        self.stored = {"f16": stored_f16, "q8_0": stored_q8_0}[kv_type]
+        self.geometry = k.Heads(heads, kv_heads, head_dim, rope_dims, window, kv_type_id(kv_type, head_dim))
         self.frequency = 10000.0 ** (-np.arange(rope_dims // 2) * 2 / rope_dims)
         rng = np.random.default_rng(15)
         # One sequence of n positions and a shorter one, so that pages and rows do not coincide.
@@ -366,8 +391,8 @@ class Attention:
 
         group = self.heads // self.kv_heads
         q = rotated(q).astype(np.float64)
-        stored = rotated(keys).astype(np.float16).astype(np.float64).repeat(group, axis=1)
-        shown = values.astype(np.float16).astype(np.float64).repeat(group, axis=1)
+        stored = self.stored(rotated(keys)).repeat(group, axis=1)
+        shown = self.stored(values).repeat(group, axis=1)
         scores = np.einsum("qhd,khd->hqk", q, stored) / np.sqrt(hd)
         age = np.arange(n)[:, None] - np.arange(n)
         scores[:, (age < 0) | ((age >= self.window) if self.window else False)] = -np.inf
@@ -383,18 +408,27 @@ ATTENTIONS: dict[str, tuple[Any, ...]] = {
     "groups of two": (4, 2, 64, 64, 0, 130),
     "one kv head for twenty": (20, 1, 16, 16, 0, 100),
     "head of 128, 96 rotated": (2, 1, 128, 96, 0, 100),
+    "head of 512": (2, 1, 512, 64, 0, 70),
+    "one kv head for fifty": (50, 1, 32, 32, 0, 70),
     "head of 48, a pair rotated": (2, 2, 48, 2, 0, 70),
     "window of 1": (4, 2, 32, 32, 1, 130),
     "window of 20": (4, 2, 32, 32, 20, 150),
     "window of a page": (4, 2, 32, 32, PAGE, 200),
     "window of 100": (6, 2, 32, 16, 100, 250),
     "one key takes all": (2, 1, 64, 64, 0, 130, 30.0),
+    "halves and scales subnormal": (2, 1, 32, 32, 0, 70, 1e-5),
+    "scales that round to 0": (2, 1, 32, 32, 0, 70, 1e-7),
 }
 
 
+@pytest.mark.parametrize("kv_type", KV_TYPES)
 @pytest.mark.parametrize("geometry", ATTENTIONS.values(), ids=ATTENTIONS.keys())
-def test_attention(geometry: tuple[Any, ...], isa: str) -> None:
-    attention = Attention(*geometry)
+def test_attention(geometry: tuple[Any, ...], kv_type: str, isa: str) -> None:
+    if kv_type == "q8_0" and geometry[2] % 32:
+        with pytest.raises(InvalidParameterError, match="32"):
+            Attention(kv_type, *geometry)
+        return
+    attention = Attention(kv_type, *geometry)
     actual = attention.run(attention.n, 2)
     expected = with_isa("scalar", lambda: attention.run(attention.n, 1))
     size = geometry[6] if len(geometry) > 6 else 1.0
@@ -406,17 +440,33 @@ def test_attention(geometry: tuple[Any, ...], isa: str) -> None:
 
 @pytest.mark.parametrize(("chunk", "n_threads"), [(1, 2), (7, 3), (64, 1), (65, 2)])
 @pytest.mark.parametrize("window", [0, 100])
-def test_attention_in_chunks_gives_the_same_bits(window: int, chunk: int, n_threads: int, isa: str) -> None:
-    attention = Attention(4, 2, 32, 32, window, 200)
+@pytest.mark.parametrize("kv_type", KV_TYPES)
+def test_attention_in_chunks_gives_the_same_bits(
+    kv_type: str, window: int, chunk: int, n_threads: int, isa: str
+) -> None:
+    attention = Attention(kv_type, 4, 2, 32, 32, window, 200)
     for cut, whole in zip(attention.run(chunk, n_threads), attention.run(200, 2), strict=True):
         np.testing.assert_array_equal(bits(cut), bits(whole))
+
+
+@pytest.mark.parametrize("poison", [np.nan, np.inf])
+@pytest.mark.parametrize("kv_type", KV_TYPES)
+def test_a_value_that_is_no_number_reaches_its_own_and_later_positions(
+    kv_type: str, poison: float, isa: str
+) -> None:
+    attention = Attention(kv_type, 2, 1, 32, 32, 0, 100)
+    expected = attention.run(100, 2)[0]
+    attention.qkv[0][70, -5] = poison  # dimension 27 of the value
+    actual = attention.run(100, 2)[0]
+    np.testing.assert_array_equal(bits(actual[:70]), bits(expected[:70]))
+    assert not np.isfinite(actual[70:, [27, 32 + 27]]).any()
 
 
 @pytest.mark.parametrize("scale", [1.0, 1.190238])
 def test_rope_table_is_right_to_the_last_bit(scale: float, pool: k.Pool) -> None:
     """Rotating (1, 0) shows (cos, sin); q is divided by sqrt(16)."""
     head_dim, n = 16, 131072
-    geometry = k.Heads(1, 1, head_dim, head_dim, 1)
+    geometry = k.Heads(1, 1, head_dim, head_dim, 1, GGMLType.F16)
     frequency = 10000.0 ** (-np.arange(head_dim // 2) / 8)
     rope = k.RopeTable(frequency, scale)
     rope.extend(100)  # and grown afterwards
@@ -458,18 +508,21 @@ def test_pool_refuses(size: int) -> None:
 @pytest.mark.parametrize(
     "arguments",
     [
-        (4, 2, 8, 8, 0),
-        (4, 2, 40, 40, 0),
-        (4, 2, 528, 32, 0),
-        (4, 3, 32, 32, 0),
-        (4, 0, 32, 32, 0),
-        (4, 2, 32, 31, 0),
-        (4, 2, 32, 34, 0),
-        (4, 2, 32, 32, -1),
+        (4, 2, 8, 8, 0, GGMLType.F16),
+        (4, 2, 40, 40, 0, GGMLType.F16),
+        (4, 2, 528, 32, 0, GGMLType.F16),
+        (4, 3, 32, 32, 0, GGMLType.F16),
+        (4, 0, 32, 32, 0, GGMLType.F16),
+        (4, 2, 32, 31, 0, GGMLType.F16),
+        (4, 2, 32, 34, 0, GGMLType.F16),
+        (4, 2, 32, 32, -1, GGMLType.F16),
+        (4, 2, 48, 48, 0, GGMLType.Q8_0),
+        (4, 2, 32, 32, 0, GGMLType.Q4_0),
+        (4, 2, 32, 32, 0, -1),
     ],
 )
-def test_heads_refuse(arguments: tuple[int, int, int, int, int]) -> None:
-    with pytest.raises(ValueError, match=r"heads|rotary"):
+def test_heads_refuse(arguments: tuple[int, int, int, int, int, int]) -> None:
+    with pytest.raises(ValueError, match=r"heads|rotary|cache"):
         k.Heads(*arguments)
 
 
@@ -630,7 +683,7 @@ def test_operations_refuse_shapes_that_do_not_fit(pool: k.Pool) -> None:
 
 
 def test_rope_and_attention_refuse_shapes_that_do_not_fit(pool: k.Pool) -> None:
-    geometry = k.Heads(2, 1, 32, 32, 0)
+    geometry = k.Heads(2, 1, 32, 32, 0, GGMLType.F16)
     pages = k.Pages(geometry.page_bytes(1))
     batch = k.Batch(np.array([[0, 0, 3, 0]], np.int32), np.array([[pages.take()]], np.int32), pages, 0)
     rope = k.RopeTable(np.ones(16), 1.0)

@@ -21,6 +21,7 @@ from oracle import Oracle, compare, load_oracle, log_softmax
 import phi3c
 from phi3c import hub
 from phi3c._kernels import available_isas
+from phi3c.cache import KV_TYPES
 
 F32 = NDArray[np.float32]
 
@@ -147,6 +148,26 @@ def test_geometry(tmp_path: Path, write: Any, geometry: dict[str, Any]) -> None:
     assert relative_error(logits_of(path, ids), Oracle(path).logits(ids)) < FLOAT_ERROR
 
 
+def test_q8_0_cache_is_half_as_large_and_nearly_as_exact(tmp_path: Path) -> None:
+    path = write_tiny_phi3(tmp_path / "tiny.gguf", heads=2, kv_heads=2, head_dim=96)
+    ids = random_ids(100)
+    with phi3c.Model(path, kv_type="q8_0") as model:
+        # two layers, two heads, keys and values: 96 values of 8 bits and 3 halves
+        assert model.info.kv_bytes_per_token == 2 * 2 * 2 * (96 + 3 * 2)
+        logits = model.logits(ids)
+    expected = Oracle(path).logits(ids)
+    assert relative_error(logits, expected) < INT8_ERROR
+    assert relative_error(logits, expected) > relative_error(logits_of(path, ids), expected)  # it is in use
+
+
+def test_kv_types_that_cannot_be_are_refused(tmp_path: Path) -> None:
+    path = write_tiny_phi3(tmp_path / "tiny.gguf", head_dim=48)
+    with pytest.raises(phi3c.InvalidParameterError, match=r"'q4_0'.*f16, q8_0"):
+        phi3c.Model(path, kv_type="q4_0")
+    with pytest.raises(phi3c.InvalidParameterError, match="heads have 48"):
+        phi3c.Model(path, kv_type="q8_0")
+
+
 def test_tied_quantised_embedding_is_read_both_ways(tmp_path: Path) -> None:
     path = write_tiny_phi3(tmp_path / "tiny.gguf", head_dim=64, tied=True, types={"token_embd": "Q6_K"})
     ids = random_ids(100)
@@ -257,11 +278,13 @@ def test_golden_greedy_generation(real: phi3c.Model, golden: dict[str, Any], cas
     assert len(generated) >= n - 1  # a stop token may be left out
 
 
-def test_accuracy_on_text(real: phi3c.Model, real_path: Path, golden: dict[str, Any], shared: Path) -> None:
+@pytest.mark.parametrize("kv_type", KV_TYPES)
+def test_accuracy_on_text(kv_type: str, real_path: Path, golden: dict[str, Any], shared: Path) -> None:
     text = (shared / "golden/gpl-3-head.txt").read_text(encoding="utf-8")
-    ids = real.tokenize(text, add_bos=False)
-    assert len(ids) == golden["perplexity"]["tokens"]
-    accuracy = compare(load_oracle(real_path).logits, real.logits, ids, golden["perplexity"]["context"])
+    with phi3c.Model(real_path, kv_type=kv_type) as model:
+        ids = model.tokenize(text, add_bos=False)
+        assert len(ids) == golden["perplexity"]["tokens"]
+        accuracy = compare(load_oracle(real_path).logits, model.logits, ids, golden["perplexity"]["context"])
     assert accuracy.perplexity == pytest.approx(golden["perplexity"]["value"], rel=0.01)
     assert accuracy.mean_kl <= 0.0045
 

@@ -330,13 +330,27 @@ static void to_f16(f16 *out, const float *x, int64_t n) {
 
 /* -- attention -------------------------------------------------------------------------------------------- */
 
-static void attend_tile(float *max, float *sum, float *o, const float *q, const f16 *k, const f16 *v, const int *first,
-                        const int *last, int n, int head_dim) {
+/* Dimension d of key j, and of value j. Exact: a half, or the product of a half and 8 bits. */
+INLINE float key_at(int kv_type, const uint8_t *keys, int d, int j, int head_dim) {
+    if (kv_type == PHI3C_F16) return scale_at(keys, d * PHI3C_TILE + j);
+    int8_t q = (int8_t)keys[q8_0_scale_bytes(head_dim) + d * PHI3C_TILE + j];
+    return scale_at(keys, d / 32 * PHI3C_TILE + j) * (float)q;
+}
+
+INLINE float value_at(int kv_type, const uint8_t *values, int d, int j, int head_dim) {
+    if (kv_type == PHI3C_F16) return scale_at(values, j * head_dim + d);
+    int8_t q = (int8_t)values[q8_0_scale_bytes(head_dim) + j * head_dim + d];
+    return scale_at(values, j * (head_dim / 32) + d / 32) * (float)q;
+}
+
+INLINE void attend_tile(int kv_type, float *max, float *sum, float *o, const float *q, const uint8_t *kv,
+                        const int *first, const int *last, int n, int head_dim) {
+    const uint8_t *values = kv + phi3c_kv_bytes(kv_type, head_dim) / 2;
     for (int i = 0; i < n; i++, q += head_dim, o += head_dim) {
         float p[PHI3C_TILE], largest = max[i];
         for (int j = 0; j < PHI3C_TILE; j++) {
             float score = 0.0f;
-            for (int d = 0; d < head_dim; d++) score = fmaf(q[d], f16_to_f32(k[d * PHI3C_TILE + j]), score);
+            for (int d = 0; d < head_dim; d++) score = fmaf(q[d], key_at(kv_type, kv, d, j, head_dim), score);
             p[j] = j >= first[i] && j < last[i] ? score : -INFINITY;
             if (p[j] > largest) largest = p[j];
         }
@@ -350,11 +364,21 @@ static void attend_tile(float *max, float *sum, float *o, const float *q, const 
         sum[i] = fmaf(sum[i], kept, sum_lanes(lanes));
         for (int d = 0; d < head_dim; d++) {
             float value = o[d] * kept;
-            for (int j = first[i]; j < last[i]; j++) value = fmaf(p[j], f16_to_f32(v[j * head_dim + d]), value);
+            for (int j = first[i]; j < last[i]; j++)
+                value = fmaf(p[j], value_at(kv_type, values, d, j, head_dim), value);
             o[d] = value;
         }
     }
 }
+
+#define ATTEND(name, kv_type)                                                                                          \
+    static void name(float *max, float *sum, float *o, const float *q, const uint8_t *kv, const uint8_t *next,         \
+                     const int *first, const int *last, int n, int head_dim) {                                         \
+        (void)next;                                                                                                    \
+        attend_tile(kv_type, max, sum, o, q, kv, first, last, n, head_dim);                                            \
+    }
+ATTEND(attend_f16, PHI3C_F16)
+ATTEND(attend_q8_0, PHI3C_Q8_0)
 
 const phi3c_kernels phi3c_kernels_scalar = {
     .name = "scalar",
@@ -371,7 +395,7 @@ const phi3c_kernels phi3c_kernels_scalar = {
              [PHI3C_Q4_K] = tile_q4_K,
              [PHI3C_Q5_K] = tile_q5_K,
              [PHI3C_Q6_K] = tile_q6_K},
-    .attend_tile = attend_tile,
+    .attend_tile = {[PHI3C_F16] = attend_f16, [PHI3C_Q8_0] = attend_q8_0},
     .quantize_row = quantize_row,
     .rms_norm_row = rms_norm_row,
     .silu_mul_row = silu_mul_row,

@@ -15,7 +15,7 @@
 #include "../kernels.h"
 
 #define INLINE static inline __attribute__((always_inline))
-#define UNROLL _Pragma("GCC unroll 8")
+#define UNROLL _Pragma("GCC unroll 12")
 
 /* Sums of integers are associative, which gcc takes as leave to turn a chain of them into a tree, for which 16
  * registers do not suffice. This keeps a sum in its register and in its order. */
@@ -560,90 +560,203 @@ static void to_f16(f16 *out, const float *x, int64_t n) {
 
 /* -- attention -------------------------------------------------------------------------------------------- */
 
-enum { QUERIES = 4 };
+/* What queries, or weights of keys, are multiplied with: row k is a dimension of 64 keys, or a value. */
+typedef struct {
+    const uint8_t *data, *next; /* the next page's is fetched while this one's is read */
+    const float *scales;        /* of q8_0: [k / 32][columns] of keys, [k][columns / 32] of values */
+    int columns;
+} factor;
 
-/* o[i] += sum_j p[i][j] v[j] over keys [from, to), for `vectors` times 8 columns from column d on. */
-INLINE void weigh_columns(const int M, const int vectors, float *o, const float (*p)[PHI3C_TILE], const f16 *v,
-                          int from, int to, int d, int head_dim) {
-    __m256 sum[QUERIES][2];
-    UNROLL for (int i = 0; i < M; i++) UNROLL for (int c = 0; c < vectors; c++) sum[i][c] =
-        _mm256_loadu_ps(o + i * head_dim + d + 8 * c);
-    for (int j = from; j < to; j++) UNROLL for (int c = 0; c < vectors; c++) {
-            __m256 value = load_halves((const uint8_t *)(v + j * head_dim + d + 8 * c));
-            UNROLL for (int i = 0; i < M; i++) sum[i][c] = _mm256_fmadd_ps(_mm256_set1_ps(p[i][j]), value, sum[i][c]);
+enum { HALVES, Q8_KEYS, Q8_VALUES, FLOATS };
+enum { ROWS = 6 }; /* of a product, with 16 columns: 12 sums in registers */
+
+/* Eight columns, from c on, of row k. */
+INLINE __m256 factor8(const int kind, factor b, int k, int c) {
+    size_t at = (size_t)(k * b.columns + c);
+    if (kind == FLOATS) return _mm256_loadu_ps((const float *)b.data + at);
+    if (kind == HALVES) return load_halves(b.data + 2 * at);
+    __m256 q = _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(load8(b.data + at)));
+    if (kind == Q8_KEYS) return _mm256_mul_ps(q, _mm256_loadu_ps(b.scales + k / 32 * b.columns + c));
+    return _mm256_mul_ps(q, _mm256_broadcast_ss(b.scales + k * (b.columns / 32) + c / 32));
+}
+
+/* Ask for what 8 N columns, from c on, of row k are on the next page. */
+INLINE void fetch(const int kind, const int N, factor b, int k, int c) {
+    const int width = kind == HALVES ? 2 : 1;
+    const uint8_t *p = b.next + width * (k * b.columns + c);
+    UNROLL for (int i = 0; i < (8 * N * width + 63) / 64; i++) _mm_prefetch((const char *)(p + 64 * i), _MM_HINT_T1);
+}
+
+/* out[i][v] += sum_k a[i][k] b[k][c + v], in order of k, from <= k < to, for M rows and N times 8 columns. */
+INLINE void multiply(const int kind, const int M, const int N, float *out, int out_stride, const float *a, int a_stride,
+                     factor b, int c, int from, int to) {
+    __m256 sum[ROWS][12];
+    UNROLL for (int i = 0; i < M; i++) UNROLL for (int v = 0; v < N; v++) sum[i][v] =
+        _mm256_loadu_ps(out + i * out_stride + 8 * v);
+    for (int k = from; k < to; k++) {
+        __m256 row[12];
+        if (kind != FLOATS) fetch(kind, N, b, k, c);
+        if (M > 1) UNROLL for (int v = 0; v < N; v++) row[v] = factor8(kind, b, k, c + 8 * v);
+        UNROLL for (int i = 0; i < M; i++) {
+            __m256 x = _mm256_broadcast_ss(a + i * a_stride + k);
+            UNROLL for (int v = 0; v < N; v++) sum[i][v] =
+                _mm256_fmadd_ps(x, M > 1 ? row[v] : factor8(kind, b, k, c + 8 * v), sum[i][v]);
         }
-    UNROLL for (int i = 0; i < M; i++) UNROLL for (int c = 0; c < vectors; c++)
-        _mm256_storeu_ps(o + i * head_dim + d + 8 * c, sum[i][c]);
-}
-
-INLINE void weigh_values(const int M, float *o, const float (*p)[PHI3C_TILE], const f16 *v, int from, int to,
-                         int head_dim) {
-    if (from >= to) return;
-    for (int d = 0; d < head_dim; d += 16) weigh_columns(M, 2, o, p, v, from, to, d, head_dim);
-}
-
-INLINE void attend_queries(const int M, float *max, float *sum, float *o, const float *q, const f16 *k, const f16 *v,
-                           const int *first, const int *last, int head_dim) {
-    float p[QUERIES][PHI3C_TILE];
-    for (int j = 0; j < PHI3C_TILE; j += 16) {
-        __m256 score[QUERIES][2];
-        UNROLL for (int i = 0; i < M; i++) score[i][0] = score[i][1] = _mm256_setzero_ps();
-        for (int d = 0; d < head_dim; d++) UNROLL for (int c = 0; c < 2; c++) {
-                __m256 key = load_halves((const uint8_t *)(k + d * PHI3C_TILE + j + 8 * c));
-                UNROLL for (int i = 0; i < M; i++) score[i][c] =
-                    _mm256_fmadd_ps(_mm256_set1_ps(q[i * head_dim + d]), key, score[i][c]);
-            }
-        UNROLL for (int i = 0; i < M; i++) UNROLL for (int c = 0; c < 2; c++)
-            _mm256_storeu_ps(p[i] + j + 8 * c, score[i][c]);
     }
-    const __m256i lane = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
-    int from = 0, to = PHI3C_TILE; /* keys that all queries see */
-    for (int i = 0; i < M; i++) {
-        __m256i before = _mm256_set1_epi32(first[i] - 1), end = _mm256_set1_epi32(last[i]);
-        __m256 largest = _mm256_set1_ps(max[i]);
+    UNROLL for (int i = 0; i < M; i++) UNROLL for (int v = 0; v < N; v++)
+        _mm256_storeu_ps(out + i * out_stride + 8 * v, sum[i][v]);
+}
+
+/* The same for 16 columns of floats and any number of rows up to ROWS. */
+static void multiply_floats(int rows, float *out, int out_stride, const float *a, int a_stride, const float *b,
+                            int from, int to) {
+    factor floats = {(const uint8_t *)b, NULL, NULL, 16};
+    switch (rows) {
+    case 6: multiply(FLOATS, 6, 2, out, out_stride, a, a_stride, floats, 0, from, to); break;
+    case 5: multiply(FLOATS, 5, 2, out, out_stride, a, a_stride, floats, 0, from, to); break;
+    case 4: multiply(FLOATS, 4, 2, out, out_stride, a, a_stride, floats, 0, from, to); break;
+    case 3: multiply(FLOATS, 3, 2, out, out_stride, a, a_stride, floats, 0, from, to); break;
+    case 2: multiply(FLOATS, 2, 2, out, out_stride, a, a_stride, floats, 0, from, to); break;
+    default: multiply(FLOATS, 1, 2, out, out_stride, a, a_stride, floats, 0, from, to);
+    }
+}
+
+/* slice[k][0..15] = b[k][c..c + 15] for from <= k < to */
+INLINE void to_floats(const int kind, float *slice, factor b, int c, int from, int to) {
+    for (int k = from; k < to; k++) {
+        fetch(kind, 2, b, k, c);
+        _mm256_storeu_ps(slice + 16 * k, factor8(kind, b, k, c));
+        _mm256_storeu_ps(slice + 16 * k + 8, factor8(kind, b, k, c + 8));
+    }
+}
+
+/* The largest of `max` and the scores p of keys [first, last); other scores become -inf. */
+INLINE float mask_scores(float p[PHI3C_TILE], float max, int first, int last) {
+    __m256 largest = _mm256_set1_ps(max);
+    if (first > 0 || last < PHI3C_TILE) {
+        const __m256i lane = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+        __m256i before = _mm256_set1_epi32(first - 1), end = _mm256_set1_epi32(last);
         for (int j = 0; j < PHI3C_TILE; j += 8) {
             __m256i key = _mm256_add_epi32(lane, _mm256_set1_epi32(j));
             __m256i seen = _mm256_and_si256(_mm256_cmpgt_epi32(key, before), _mm256_cmpgt_epi32(end, key));
-            __m256 score =
-                _mm256_blendv_ps(_mm256_set1_ps(-INFINITY), _mm256_loadu_ps(p[i] + j), _mm256_castsi256_ps(seen));
-            _mm256_storeu_ps(p[i] + j, score);
-            largest = _mm256_max_ps(score, largest);
+            __m256 score = _mm256_loadu_ps(p + j), hidden = _mm256_set1_ps(-INFINITY);
+            _mm256_storeu_ps(p + j, _mm256_blendv_ps(hidden, score, _mm256_castsi256_ps(seen)));
         }
-        __m128 m = _mm_max_ps(_mm256_castps256_ps128(largest), _mm256_extractf128_ps(largest, 1));
-        m = _mm_max_ps(m, _mm_movehl_ps(m, m));
-        float new_max = _mm_cvtss_f32(_mm_max_ss(m, _mm_movehdup_ps(m)));
-        __m256 lanes[2] = {_mm256_setzero_ps(), _mm256_setzero_ps()};
-        for (int j = 0; j < PHI3C_TILE; j += 8) {
-            __m256 weight = exp_lanes(_mm256_sub_ps(_mm256_loadu_ps(p[i] + j), _mm256_set1_ps(new_max)));
-            _mm256_storeu_ps(p[i] + j, weight);
-            lanes[j / 8 % 2] = _mm256_add_ps(lanes[j / 8 % 2], weight);
-        }
-        float kept = phi3c_expf(max[i] - new_max);
-        max[i] = new_max;
-        sum[i] = fmaf(sum[i], kept, sum_lanes(lanes[0], lanes[1]));
-        for (int d = 0; d < head_dim; d += 8)
-            _mm256_storeu_ps(o + i * head_dim + d,
-                             _mm256_mul_ps(_mm256_loadu_ps(o + i * head_dim + d), _mm256_set1_ps(kept)));
-        if (first[i] > from) from = first[i];
-        if (last[i] < to) to = last[i];
     }
-    if (from >= to) from = to = PHI3C_TILE;
-    for (int i = 0; i < M; i++)
-        weigh_values(1, o + i * head_dim, p + i, v, first[i], last[i] < from ? last[i] : from, head_dim);
-    weigh_values(M, o, (const float (*)[PHI3C_TILE])p, v, from, to, head_dim);
-    for (int i = 0; i < M; i++) weigh_values(1, o + i * head_dim, p + i, v, to, last[i], head_dim);
+    UNROLL for (int j = 0; j < PHI3C_TILE; j += 8) largest =
+        _mm256_max_ps(_mm256_loadu_ps(p + j), largest); /* in this order a NaN score is passed over */
+    __m128 m = _mm_max_ps(_mm256_castps256_ps128(largest), _mm256_extractf128_ps(largest, 1));
+    m = _mm_max_ps(m, _mm_movehl_ps(m, m));
+    return _mm_cvtss_f32(_mm_max_ss(m, _mm_movehdup_ps(m)));
 }
 
-static void attend_tile(float *max, float *sum, float *o, const float *q, const f16 *k, const f16 *v, const int *first,
-                        const int *last, int n, int head_dim) {
-    int i = 0;
-    for (; n - i >= QUERIES; i += QUERIES)
-        attend_queries(QUERIES, max + i, sum + i, o + i * head_dim, q + i * head_dim, k, v, first + i, last + i,
-                       head_dim);
-    for (; n - i >= 2; i += 2)
-        attend_queries(2, max + i, sum + i, o + i * head_dim, q + i * head_dim, k, v, first + i, last + i, head_dim);
-    for (; i < n; i++)
-        attend_queries(1, max + i, sum + i, o + i * head_dim, q + i * head_dim, k, v, first + i, last + i, head_dim);
+/* Scores become weights; returns their sum. */
+INLINE float weigh_scores(float p[PHI3C_TILE], float max) {
+    __m256 lanes[2] = {_mm256_setzero_ps(), _mm256_setzero_ps()};
+    UNROLL for (int j = 0; j < PHI3C_TILE; j += 8) {
+        __m256 weight = exp_lanes(_mm256_sub_ps(_mm256_loadu_ps(p + j), _mm256_set1_ps(max)));
+        _mm256_storeu_ps(p + j, weight);
+        lanes[j / 8 % 2] = _mm256_add_ps(lanes[j / 8 % 2], weight);
+    }
+    return sum_lanes(lanes[0], lanes[1]);
+}
+
+/* n rows of scores become weights, and the state moves on but for what these keys add to o. Each pass over all rows
+ * leaves the processor many that do not wait for one another. */
+static void softmax(float *max, float *sum, float *o, float (*p)[PHI3C_TILE], const int *first, const int *last, int n,
+                    int head_dim) {
+    float kept[(PHI3C_QUERIES + 7) / 8 * 8] = {0};
+    for (int i = 0; i < n; i++) {
+        float largest = mask_scores(p[i], max[i], first[i], last[i]);
+        kept[i] = max[i] - largest;
+        max[i] = largest;
+    }
+    for (int i = 0; i < n; i += 8) _mm256_storeu_ps(kept + i, exp_lanes(_mm256_loadu_ps(kept + i)));
+    for (int i = 0; i < n; i++) sum[i] = fmaf(sum[i], kept[i], weigh_scores(p[i], max[i]));
+    for (int i = 0; i < n; i++) {
+        if (kept[i] == 1.0f) continue;
+        float *row = o + i * head_dim;
+        for (int d = 0; d < head_dim; d += 8)
+            _mm256_storeu_ps(row + d, _mm256_mul_ps(_mm256_loadu_ps(row + d), _mm256_set1_ps(kept[i])));
+    }
+}
+
+/* One query: the page is read once, as it is, a dimension of all keys and a whole value at a time. */
+INLINE void attend_one(const int keys_kind, const int values_kind, float *max, float *sum, float *o, const float *q,
+                       factor keys, factor values, int first, int last, int head_dim) {
+    float p[1][PHI3C_TILE] = {{0}};
+    multiply(keys_kind, 1, 8, p[0], 0, q, 0, keys, 0, 0, head_dim);
+    softmax(max, sum, o, p, &first, &last, 1, head_dim);
+    int d = 0;
+    if (head_dim % 96 == 0)
+        for (; d < head_dim; d += 96) multiply(values_kind, 1, 12, o + d, 0, p[0], 0, values, d, first, last);
+    for (; head_dim - d >= 64; d += 64) multiply(values_kind, 1, 8, o + d, 0, p[0], 0, values, d, first, last);
+    for (; d < head_dim; d += 16) multiply(values_kind, 1, 2, o + d, 0, p[0], 0, values, d, first, last);
+}
+
+/* Several queries: 16 columns of keys or values become floats once for all of them. */
+INLINE void attend_several(const int keys_kind, const int values_kind, float *max, float *sum, float *o, const float *q,
+                           factor keys, factor values, const int *first, const int *last, int n, int head_dim) {
+    _Alignas(64) float p[PHI3C_QUERIES][PHI3C_TILE], slice[PHI3C_MAX_HEAD_DIM * 16];
+    int begin = PHI3C_TILE, end = 0, from[PHI3C_QUERIES], to[PHI3C_QUERIES]; /* keys that any, or all of ROWS, see */
+    for (int i = 0; i < n; i++) {
+        int group = i / ROWS;
+        if (i % ROWS == 0) from[group] = 0, to[group] = PHI3C_TILE;
+        if (first[i] > from[group]) from[group] = first[i];
+        if (last[i] < to[group]) to[group] = last[i];
+        if (from[group] > to[group]) from[group] = to[group] = PHI3C_TILE;
+        if (first[i] < begin) begin = first[i];
+        if (last[i] > end) end = last[i];
+    }
+    memset(p, 0, (size_t)n * sizeof p[0]);
+    for (int c = begin / 16 * 16; c < end; c += 16) {
+        to_floats(keys_kind, slice, keys, c, 0, head_dim);
+        for (int i = 0; i < n; i += ROWS)
+            multiply_floats(n - i < ROWS ? n - i : ROWS, p[i] + c, PHI3C_TILE, q + i * head_dim, head_dim, slice, 0,
+                            head_dim);
+    }
+    softmax(max, sum, o, p, first, last, n, head_dim);
+    for (int c = 0; c < head_dim; c += 16) {
+        to_floats(values_kind, slice, values, c, begin, end);
+        for (int i = 0; i < n; i += ROWS) {
+            int rows = n - i < ROWS ? n - i : ROWS, low = from[i / ROWS], high = to[i / ROWS];
+            float *out = o + i * head_dim + c;
+            for (int r = 0; r < rows; r++)
+                if (first[i + r] < low)
+                    multiply_floats(1, out + r * head_dim, 0, p[i + r], 0, slice, first[i + r],
+                                    last[i + r] < low ? last[i + r] : low);
+            multiply_floats(rows, out, head_dim, p[i], PHI3C_TILE, slice, low, high);
+            for (int r = 0; r < rows; r++)
+                if (high < last[i + r])
+                    multiply_floats(1, out + r * head_dim, 0, p[i + r], 0, slice, high, last[i + r]);
+        }
+    }
+}
+
+static void attend_f16(float *max, float *sum, float *o, const float *q, const uint8_t *kv, const uint8_t *next,
+                       const int *first, const int *last, int n, int head_dim) {
+    size_t half = phi3c_kv_bytes(PHI3C_F16, head_dim) / 2;
+    factor keys = {kv, next, NULL, PHI3C_TILE}, values = {kv + half, next + half, NULL, head_dim};
+    if (n == 1)
+        attend_one(HALVES, HALVES, max, sum, o, q, keys, values, *first, *last, head_dim);
+    else
+        attend_several(HALVES, HALVES, max, sum, o, q, keys, values, first, last, n, head_dim);
+}
+
+static void attend_q8_0(float *max, float *sum, float *o, const float *q, const uint8_t *kv, const uint8_t *next,
+                        const int *first, const int *last, int n, int head_dim) {
+    float scales[2][PHI3C_TILE * PHI3C_MAX_HEAD_DIM / 32];
+    size_t half = phi3c_kv_bytes(PHI3C_Q8_0, head_dim) / 2, scale_bytes = q8_0_scale_bytes(head_dim);
+    for (int i = 0; i < 2; i++)
+        for (size_t g = 0; g < scale_bytes / 2; g += 8)
+            _mm256_storeu_ps(scales[i] + g, load_halves(kv + half * (size_t)i + 2 * g));
+    kv += scale_bytes;
+    next += scale_bytes;
+    factor keys = {kv, next, scales[0], PHI3C_TILE}, values = {kv + half, next + half, scales[1], head_dim};
+    if (n == 1)
+        attend_one(Q8_KEYS, Q8_VALUES, max, sum, o, q, keys, values, *first, *last, head_dim);
+    else
+        attend_several(Q8_KEYS, Q8_VALUES, max, sum, o, q, keys, values, first, last, n, head_dim);
 }
 
 /* -- limit ------------------------------------------------------------------------------------------------ */
@@ -682,7 +795,7 @@ const phi3c_kernels phi3c_kernels_avx2 = {
              [PHI3C_Q4_K] = tile_q4_K,
              [PHI3C_Q5_K] = tile_q5_K,
              [PHI3C_Q6_K] = tile_q6_K},
-    .attend_tile = attend_tile,
+    .attend_tile = {[PHI3C_F16] = attend_f16, [PHI3C_Q8_0] = attend_q8_0},
     .quantize_row = quantize_row,
     .rms_norm_row = rms_norm_row,
     .silu_mul_row = silu_mul_row,

@@ -12,7 +12,7 @@
 
 #define INLINE static inline __attribute__((always_inline))
 #define NOINLINE __attribute__((noinline))
-#define UNROLL _Pragma("GCC unroll 8")
+#define UNROLL _Pragma("GCC unroll 12")
 
 enum { TOKENS = 6 };
 
@@ -451,82 +451,192 @@ static void to_f16(f16 *out, const float *x, int64_t n) {
 
 /* -- attention -------------------------------------------------------------------------------------------- */
 
-enum { QUERIES = 4 };
+/* What queries, or weights of keys, are multiplied with: row k is a dimension of 64 keys, or a value. */
+typedef struct {
+    const uint8_t *data, *next; /* the next page's is fetched while this one's is read */
+    const float *scales;        /* of q8_0: [k / 32][columns] of keys, [k][columns / 32] of values */
+    int columns;
+} factor;
 
-/* o[i] += sum_j p[i][j] v[j] over keys [from, to), for `vectors` times 16 columns from column d on. */
-INLINE void weigh_columns(const int M, const int vectors, float *o, const float (*p)[PHI3C_TILE], const f16 *v,
-                          int from, int to, int d, int head_dim) {
-    __m512 sum[QUERIES][6];
-    UNROLL for (int i = 0; i < M; i++) UNROLL for (int c = 0; c < vectors; c++) sum[i][c] =
-        _mm512_loadu_ps(o + i * head_dim + d + 16 * c);
-    for (int j = from; j < to; j++) UNROLL for (int c = 0; c < vectors; c++) {
-            __m512 value = load_halves((const uint8_t *)(v + j * head_dim + d + 16 * c));
-            UNROLL for (int i = 0; i < M; i++) sum[i][c] = _mm512_fmadd_ps(_mm512_set1_ps(p[i][j]), value, sum[i][c]);
-        }
-    UNROLL for (int i = 0; i < M; i++) UNROLL for (int c = 0; c < vectors; c++)
-        _mm512_storeu_ps(o + i * head_dim + d + 16 * c, sum[i][c]);
+enum { HALVES, Q8_KEYS, Q8_VALUES, FLOATS };
+enum { ROWS = 12 }; /* of a product, with 16 columns: 12 sums in registers */
+
+/* 16 columns, from c on, of row k. */
+INLINE __m512 factor16(const int kind, factor b, int k, int c) {
+    size_t at = (size_t)(k * b.columns + c);
+    if (kind == FLOATS) return _mm512_loadu_ps((const float *)b.data + at);
+    if (kind == HALVES) return load_halves(b.data + 2 * at);
+    __m512 q = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)(b.data + at))));
+    if (kind == Q8_KEYS) return _mm512_mul_ps(q, _mm512_loadu_ps(b.scales + k / 32 * b.columns + c));
+    return _mm512_mul_ps(q, _mm512_set1_ps(b.scales[k * (b.columns / 32) + c / 32]));
 }
 
-INLINE void weigh_values(const int M, float *o, const float (*p)[PHI3C_TILE], const f16 *v, int from, int to,
-                         int head_dim) {
-    if (from >= to) return;
+/* Ask for what 16 N columns, from c on, of row k are on the next page. */
+INLINE void fetch(const int kind, const int N, factor b, int k, int c) {
+    const int width = kind == HALVES ? 2 : 1;
+    const uint8_t *p = b.next + width * (k * b.columns + c);
+    UNROLL for (int i = 0; i < (16 * N * width + 63) / 64; i++) _mm_prefetch((const char *)(p + 64 * i), _MM_HINT_T1);
+}
+
+/* out[i][v] += sum_k a[i][k] b[k][c + v], in order of k, from <= k < to, for M rows and N times 16 columns. */
+INLINE void multiply(const int kind, const int M, const int N, float *out, int out_stride, const float *a, int a_stride,
+                     factor b, int c, int from, int to) {
+    __m512 sum[ROWS][6];
+    UNROLL for (int i = 0; i < M; i++) UNROLL for (int v = 0; v < N; v++) sum[i][v] =
+        _mm512_loadu_ps(out + i * out_stride + 16 * v);
+    for (int k = from; k < to; k++) {
+        if (kind != FLOATS) fetch(kind, N, b, k, c);
+        UNROLL for (int v = 0; v < N; v++) {
+            __m512 row = factor16(kind, b, k, c + 16 * v);
+            UNROLL for (int i = 0; i < M; i++) sum[i][v] =
+                _mm512_fmadd_ps(_mm512_set1_ps(a[i * a_stride + k]), row, sum[i][v]);
+        }
+    }
+    UNROLL for (int i = 0; i < M; i++) UNROLL for (int v = 0; v < N; v++)
+        _mm512_storeu_ps(out + i * out_stride + 16 * v, sum[i][v]);
+}
+
+/* The same for 16 columns of floats and any number of rows up to ROWS. */
+static void multiply_floats(int rows, float *out, int out_stride, const float *a, int a_stride, const float *b,
+                            int from, int to) {
+    factor floats = {(const uint8_t *)b, NULL, NULL, 16};
+    if (rows == ROWS) {
+        multiply(FLOATS, ROWS, 1, out, out_stride, a, a_stride, floats, 0, from, to);
+        return;
+    }
+    for (; rows >= 4; rows -= 4, out += 4 * out_stride, a += 4 * a_stride)
+        multiply(FLOATS, 4, 1, out, out_stride, a, a_stride, floats, 0, from, to);
+    for (; rows > 0; rows--, out += out_stride, a += a_stride)
+        multiply(FLOATS, 1, 1, out, out_stride, a, a_stride, floats, 0, from, to);
+}
+
+/* slice[k][0..15] = b[k][c..c + 15] for from <= k < to */
+INLINE void to_floats(const int kind, float *slice, factor b, int c, int from, int to) {
+    for (int k = from; k < to; k++) {
+        fetch(kind, 1, b, k, c);
+        _mm512_storeu_ps(slice + 16 * k, factor16(kind, b, k, c));
+    }
+}
+
+/* The largest of `max` and the scores p of keys [first, last); other scores become -inf. */
+INLINE float mask_scores(float p[PHI3C_TILE], float max, int first, int last) {
+    uint64_t below_last = last >= PHI3C_TILE ? ~0ull : (1ull << last) - 1, seen = below_last >> first << first;
+    __m512 largest = _mm512_set1_ps(max);
+    UNROLL for (int j = 0; j < PHI3C_TILE; j += 16) {
+        __m512 score = _mm512_mask_mov_ps(_mm512_set1_ps(-INFINITY), (__mmask16)(seen >> j), _mm512_loadu_ps(p + j));
+        _mm512_storeu_ps(p + j, score);
+        largest = _mm512_max_ps(score, largest); /* in this order a NaN score is passed over */
+    }
+    return _mm512_reduce_max_ps(largest);
+}
+
+/* Scores become weights; returns their sum. */
+INLINE float weigh_scores(float p[PHI3C_TILE], float max) {
+    __m512 lanes = _mm512_setzero_ps();
+    UNROLL for (int j = 0; j < PHI3C_TILE; j += 16) {
+        __m512 weight = exp_lanes(_mm512_sub_ps(_mm512_loadu_ps(p + j), _mm512_set1_ps(max)));
+        _mm512_storeu_ps(p + j, weight);
+        lanes = _mm512_add_ps(lanes, weight);
+    }
+    return sum_lanes(lanes);
+}
+
+/* n rows of scores become weights, and the state moves on but for what these keys add to o. Each pass over all rows
+ * leaves the processor many that do not wait for one another. */
+static void softmax(float *max, float *sum, float *o, float (*p)[PHI3C_TILE], const int *first, const int *last, int n,
+                    int head_dim) {
+    float kept[(PHI3C_QUERIES + 15) / 16 * 16] = {0};
+    for (int i = 0; i < n; i++) {
+        float largest = mask_scores(p[i], max[i], first[i], last[i]);
+        kept[i] = max[i] - largest;
+        max[i] = largest;
+    }
+    for (int i = 0; i < n; i += 16) _mm512_storeu_ps(kept + i, exp_lanes(_mm512_loadu_ps(kept + i)));
+    for (int i = 0; i < n; i++) sum[i] = fmaf(sum[i], kept[i], weigh_scores(p[i], max[i]));
+    for (int i = 0; i < n; i++) {
+        if (kept[i] == 1.0f) continue;
+        float *row = o + i * head_dim;
+        for (int d = 0; d < head_dim; d += 16)
+            _mm512_storeu_ps(row + d, _mm512_mul_ps(_mm512_loadu_ps(row + d), _mm512_set1_ps(kept[i])));
+    }
+}
+
+/* One query: the page is read once, as it is, a dimension of all keys and a whole value at a time. */
+INLINE void attend_one(const int keys_kind, const int values_kind, float *max, float *sum, float *o, const float *q,
+                       factor keys, factor values, int first, int last, int head_dim) {
+    float p[1][PHI3C_TILE] = {{0}};
+    multiply(keys_kind, 1, 4, p[0], 0, q, 0, keys, 0, 0, head_dim);
+    softmax(max, sum, o, p, &first, &last, 1, head_dim);
     int d = 0;
     if (head_dim % 96 == 0)
-        for (; d < head_dim; d += 96) weigh_columns(M, 6, o, p, v, from, to, d, head_dim);
-    for (; head_dim - d >= 64; d += 64) weigh_columns(M, 4, o, p, v, from, to, d, head_dim);
-    for (; head_dim - d >= 32; d += 32) weigh_columns(M, 2, o, p, v, from, to, d, head_dim);
-    for (; d < head_dim; d += 16) weigh_columns(M, 1, o, p, v, from, to, d, head_dim);
+        for (; d < head_dim; d += 96) multiply(values_kind, 1, 6, o + d, 0, p[0], 0, values, d, first, last);
+    for (; head_dim - d >= 64; d += 64) multiply(values_kind, 1, 4, o + d, 0, p[0], 0, values, d, first, last);
+    for (; d < head_dim; d += 16) multiply(values_kind, 1, 1, o + d, 0, p[0], 0, values, d, first, last);
 }
 
-INLINE void attend_queries(const int M, float *max, float *sum, float *o, const float *q, const f16 *k, const f16 *v,
-                           const int *first, const int *last, int head_dim) {
-    __m512 score[QUERIES][4];
-    UNROLL for (int i = 0; i < M; i++) UNROLL for (int c = 0; c < 4; c++) score[i][c] = _mm512_setzero_ps();
-    for (int d = 0; d < head_dim; d++) UNROLL for (int c = 0; c < 4; c++) {
-            __m512 key = load_halves((const uint8_t *)(k + d * PHI3C_TILE + 16 * c));
-            UNROLL for (int i = 0; i < M; i++) score[i][c] =
-                _mm512_fmadd_ps(_mm512_set1_ps(q[i * head_dim + d]), key, score[i][c]);
-        }
-    float p[QUERIES][PHI3C_TILE];
-    int from = 0, to = PHI3C_TILE; /* keys that all queries see */
-    UNROLL for (int i = 0; i < M; i++) {
-        uint64_t below_last = last[i] >= 64 ? ~0ull : (1ull << last[i]) - 1, seen = below_last >> first[i] << first[i];
-        __m512 largest = _mm512_set1_ps(max[i]);
-        UNROLL for (int c = 0; c < 4; c++) {
-            score[i][c] = _mm512_mask_mov_ps(_mm512_set1_ps(-INFINITY), (__mmask16)(seen >> (16 * c)), score[i][c]);
-            largest = _mm512_max_ps(score[i][c], largest); /* in this order a NaN score is passed over */
-        }
-        float new_max = _mm512_reduce_max_ps(largest);
-        __m512 lanes = _mm512_setzero_ps(), kept = _mm512_set1_ps(phi3c_expf(max[i] - new_max));
-        UNROLL for (int c = 0; c < 4; c++) {
-            __m512 weight = exp_lanes(_mm512_sub_ps(score[i][c], _mm512_set1_ps(new_max)));
-            _mm512_storeu_ps(p[i] + 16 * c, weight);
-            lanes = _mm512_add_ps(lanes, weight);
-        }
-        max[i] = new_max;
-        sum[i] = fmaf(sum[i], _mm512_cvtss_f32(kept), sum_lanes(lanes));
-        for (int d = 0; d < head_dim; d += 16)
-            _mm512_storeu_ps(o + i * head_dim + d, _mm512_mul_ps(_mm512_loadu_ps(o + i * head_dim + d), kept));
-        if (first[i] > from) from = first[i];
-        if (last[i] < to) to = last[i];
+/* Several queries: 16 columns of keys or values become floats once for all of them. */
+INLINE void attend_several(const int keys_kind, const int values_kind, float *max, float *sum, float *o, const float *q,
+                           factor keys, factor values, const int *first, const int *last, int n, int head_dim) {
+    _Alignas(64) float p[PHI3C_QUERIES][PHI3C_TILE], slice[PHI3C_MAX_HEAD_DIM * 16];
+    int begin = PHI3C_TILE, end = 0, from[PHI3C_QUERIES], to[PHI3C_QUERIES]; /* keys that any, or all of ROWS, see */
+    for (int i = 0; i < n; i++) {
+        int group = i / ROWS;
+        if (i % ROWS == 0) from[group] = 0, to[group] = PHI3C_TILE;
+        if (first[i] > from[group]) from[group] = first[i];
+        if (last[i] < to[group]) to[group] = last[i];
+        if (from[group] > to[group]) from[group] = to[group] = PHI3C_TILE;
+        if (first[i] < begin) begin = first[i];
+        if (last[i] > end) end = last[i];
     }
-    if (from >= to) from = to = PHI3C_TILE;
-    for (int i = 0; i < M; i++)
-        weigh_values(1, o + i * head_dim, p + i, v, first[i], last[i] < from ? last[i] : from, head_dim);
-    weigh_values(M, o, (const float (*)[PHI3C_TILE])p, v, from, to, head_dim);
-    for (int i = 0; i < M; i++) weigh_values(1, o + i * head_dim, p + i, v, to, last[i], head_dim);
+    memset(p, 0, (size_t)n * sizeof p[0]);
+    for (int c = begin / 16 * 16; c < end; c += 16) {
+        to_floats(keys_kind, slice, keys, c, 0, head_dim);
+        for (int i = 0; i < n; i += ROWS)
+            multiply_floats(n - i < ROWS ? n - i : ROWS, p[i] + c, PHI3C_TILE, q + i * head_dim, head_dim, slice, 0,
+                            head_dim);
+    }
+    softmax(max, sum, o, p, first, last, n, head_dim);
+    for (int c = 0; c < head_dim; c += 16) {
+        to_floats(values_kind, slice, values, c, begin, end);
+        for (int i = 0; i < n; i += ROWS) {
+            int rows = n - i < ROWS ? n - i : ROWS, low = from[i / ROWS], high = to[i / ROWS];
+            float *out = o + i * head_dim + c;
+            for (int r = 0; r < rows; r++)
+                if (first[i + r] < low)
+                    multiply_floats(1, out + r * head_dim, 0, p[i + r], 0, slice, first[i + r],
+                                    last[i + r] < low ? last[i + r] : low);
+            multiply_floats(rows, out, head_dim, p[i], PHI3C_TILE, slice, low, high);
+            for (int r = 0; r < rows; r++)
+                if (high < last[i + r])
+                    multiply_floats(1, out + r * head_dim, 0, p[i + r], 0, slice, high, last[i + r]);
+        }
+    }
 }
 
-static void attend_tile(float *max, float *sum, float *o, const float *q, const f16 *k, const f16 *v, const int *first,
-                        const int *last, int n, int head_dim) {
-    int i = 0;
-    for (; n - i >= QUERIES; i += QUERIES)
-        attend_queries(QUERIES, max + i, sum + i, o + i * head_dim, q + i * head_dim, k, v, first + i, last + i,
-                       head_dim);
-    for (; n - i >= 2; i += 2)
-        attend_queries(2, max + i, sum + i, o + i * head_dim, q + i * head_dim, k, v, first + i, last + i, head_dim);
-    for (; i < n; i++)
-        attend_queries(1, max + i, sum + i, o + i * head_dim, q + i * head_dim, k, v, first + i, last + i, head_dim);
+static void attend_f16(float *max, float *sum, float *o, const float *q, const uint8_t *kv, const uint8_t *next,
+                       const int *first, const int *last, int n, int head_dim) {
+    size_t half = phi3c_kv_bytes(PHI3C_F16, head_dim) / 2;
+    factor keys = {kv, next, NULL, PHI3C_TILE}, values = {kv + half, next + half, NULL, head_dim};
+    if (n == 1)
+        attend_one(HALVES, HALVES, max, sum, o, q, keys, values, *first, *last, head_dim);
+    else
+        attend_several(HALVES, HALVES, max, sum, o, q, keys, values, first, last, n, head_dim);
+}
+
+static void attend_q8_0(float *max, float *sum, float *o, const float *q, const uint8_t *kv, const uint8_t *next,
+                        const int *first, const int *last, int n, int head_dim) {
+    float scales[2][PHI3C_TILE * PHI3C_MAX_HEAD_DIM / 32];
+    size_t half = phi3c_kv_bytes(PHI3C_Q8_0, head_dim) / 2, scale_bytes = q8_0_scale_bytes(head_dim);
+    for (int i = 0; i < 2; i++)
+        for (size_t g = 0; g < scale_bytes / 2; g += 16)
+            _mm512_storeu_ps(scales[i] + g, load_halves(kv + half * (size_t)i + 2 * g));
+    kv += scale_bytes;
+    next += scale_bytes;
+    factor keys = {kv, next, scales[0], PHI3C_TILE}, values = {kv + half, next + half, scales[1], head_dim};
+    if (n == 1)
+        attend_one(Q8_KEYS, Q8_VALUES, max, sum, o, q, keys, values, *first, *last, head_dim);
+    else
+        attend_several(Q8_KEYS, Q8_VALUES, max, sum, o, q, keys, values, first, last, n, head_dim);
 }
 
 /* -- limit ------------------------------------------------------------------------------------------------ */
@@ -563,7 +673,7 @@ const phi3c_kernels phi3c_kernels_avx512 = {
              [PHI3C_Q4_K] = tile_q4_K,
              [PHI3C_Q5_K] = tile_q5_K,
              [PHI3C_Q6_K] = tile_q6_K},
-    .attend_tile = attend_tile,
+    .attend_tile = {[PHI3C_F16] = attend_f16, [PHI3C_Q8_0] = attend_q8_0},
     .quantize_row = quantize_row,
     .rms_norm_row = rms_norm_row,
     .silu_mul_row = silu_mul_row,

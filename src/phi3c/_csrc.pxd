@@ -47,8 +47,9 @@ cdef extern from "phi3c.h" nogil:
 
     void phi3c_rope_table(float *cosines, float *sines, const double *frequency, int64_t first, int64_t n,
                           int64_t n_frequencies, float scale)
+    size_t phi3c_kv_bytes(int kv_type, int head_dim)
     ctypedef struct phi3c_attention:
-        int head_count, head_count_kv, head_dim, rope_dims, window, layer
+        int head_count, head_count_kv, head_dim, rope_dims, window, kv_type, layer
         uint8_t **pages
         const int32_t *page_tables
         int64_t table_stride

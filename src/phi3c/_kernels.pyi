@@ -50,7 +50,7 @@ class Heads:
     columns: int
     qkv_columns: int
     def __init__(
-        self, head_count: int, head_count_kv: int, head_dim: int, rope_dims: int, window: int
+        self, head_count: int, head_count_kv: int, head_dim: int, rope_dims: int, window: int, kv_type: int
     ) -> None: ...
     def page_bytes(self, block_count: int) -> int: ...
 

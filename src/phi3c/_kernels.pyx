@@ -329,30 +329,35 @@ cdef class Pages:
 
 
 cdef class Heads:
-    """The attention of a model: head counts and sizes, rotary dimensions, window (0: none)."""
+    """The attention of a model: head counts and sizes, rotary dimensions, window (0: none), type of cache."""
 
     cdef c.phi3c_attention attention
     cdef readonly Py_ssize_t qkv_columns
     cdef readonly Py_ssize_t columns
 
-    def __cinit__(self, int head_count, int head_count_kv, int head_dim, int rope_dims, int window):
+    def __cinit__(self, int head_count, int head_count_kv, int head_dim, int rope_dims, int window,
+                  int kv_type):
         if (head_dim < 16 or head_dim % 16 or head_dim > MAX_HEAD_DIM or head_count_kv < 1
                 or head_count % head_count_kv):
             raise ValueError(f"{head_count} heads, {head_count_kv} kv heads of {head_dim}")
         if rope_dims < 2 or rope_dims % 2 or rope_dims > head_dim or window < 0:
             raise ValueError(f"{rope_dims} rotary dimensions of {head_dim}, window {window}")
+        if not c.phi3c_kv_bytes(kv_type, head_dim):
+            raise ValueError(f"no cache of type {kv_type} for heads of {head_dim}")
         memset(&self.attention, 0, sizeof(c.phi3c_attention))
         self.attention.head_count = head_count
         self.attention.head_count_kv = head_count_kv
         self.attention.head_dim = head_dim
         self.attention.rope_dims = rope_dims
         self.attention.window = window
+        self.attention.kv_type = kv_type
         self.columns = head_count * head_dim
         self.qkv_columns = (head_count + 2 * head_count_kv) * head_dim
 
     def page_bytes(self, int block_count) -> int:
         """Bytes of a KV page for `block_count` layers."""
-        return block_count * 2 * self.attention.head_count_kv * self.attention.head_dim * TILE * 2
+        cdef size_t kv_bytes = c.phi3c_kv_bytes(self.attention.kv_type, self.attention.head_dim)
+        return block_count * self.attention.head_count_kv * kv_bytes
 
 
 cdef class RopeTable:

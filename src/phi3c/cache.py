@@ -15,9 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import _kernels
-from .errors import OutOfMemoryError
+from .errors import InvalidParameterError, OutOfMemoryError
+from .gguf import GGMLType
 
 PAGE = _kernels.TILE
+KV_TYPES = {"f16": GGMLType.F16, "q8_0": GGMLType.Q8_0}
 RELEASED = -1
 
 
@@ -140,6 +142,21 @@ class KVCache:
             if sequence.pages[index] != RELEASED:
                 self._let_go(sequence.pages[index])
                 sequence.pages[index] = RELEASED
+
+
+def kv_type_id(kv_type: str, head_dim: int) -> GGMLType:
+    """ggml's id of a cache type, by its name.
+
+    Raises:
+        InvalidParameterError: no such type, or heads of `head_dim` cannot be kept in it.
+    """
+    if kv_type not in KV_TYPES:
+        raise InvalidParameterError(f"kv_type is {kv_type!r}; it must be one of {', '.join(KV_TYPES)}")
+    if kv_type == "q8_0" and head_dim % 32:
+        raise InvalidParameterError(
+            f"kv_type q8_0 keeps 32 values to a scale, and this model's heads have {head_dim}: use f16"
+        )
+    return KV_TYPES[kv_type]
 
 
 def _extend(digest: bytes, tokens: SequenceOf[int]) -> bytes:

@@ -64,6 +64,8 @@ class Model:
             was trained for.
         n_threads: threads that compute; None derives it from the machine (README, "Threads").
         n_batch: most prompt tokens computed at once; changes speed and memory, never the result.
+        kv_type: how keys and values are kept: "f16", or "q8_0", which takes about half the memory and is a
+            little less exact (docs/accuracy.md).
         progress: called as progress("pack", bytes done, bytes in all) while weights are packed.
 
     Raises:
@@ -80,6 +82,7 @@ class Model:
         n_ctx: int | None = None,
         n_threads: int | None = None,
         n_batch: int = 512,
+        kv_type: str = "f16",
         progress: Progress | None = None,
     ) -> None:
         started = perf_counter()
@@ -97,7 +100,9 @@ class Model:
                 )
             n_ctx = _context(n_ctx, self.config)
             pool = _kernels.Pool(default_threads(n_threads).count)
-            phi3 = network()(self._file, self.config, pool, n_batch=n_batch, progress=progress)
+            phi3 = network()(
+                self._file, self.config, pool, n_batch=n_batch, kv_type=kv_type, progress=progress
+            )
         except BaseException:
             self._file.close()
             raise
@@ -132,6 +137,7 @@ class Model:
         n_ctx: int | None = None,
         n_threads: int | None = None,
         n_batch: int = 512,
+        kv_type: str = "f16",
         progress: Progress | None = None,
     ) -> Model:
         """Load a model by name, downloading it first where it is not in the cache.
@@ -143,7 +149,7 @@ class Model:
             token: for gated repositories; None uses the one `hf auth login` or HF_TOKEN left.
             cache_dir: where downloads are kept; None for the Hub's own cache.
             local_files_only: never touch the network.
-            n_ctx, n_threads, n_batch, progress: as for Model.
+            n_ctx, n_threads, n_batch, kv_type, progress: as for Model.
 
         Raises:
             ModelNotFoundError: no such repository or file; the message lists those that exist.
@@ -161,7 +167,9 @@ class Model:
             local_files_only=local_files_only,
             progress=progress,
         )
-        return cls(path, n_ctx=n_ctx, n_threads=n_threads, n_batch=n_batch, progress=progress)
+        return cls(
+            path, n_ctx=n_ctx, n_threads=n_threads, n_batch=n_batch, kv_type=kv_type, progress=progress
+        )
 
     @overload
     def generate(

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import _kernels
-from .cache import KVCache
+from .cache import KVCache, kv_type_id
 from .cache import Sequence as CachedSequence
 from .config import Config
 from .packed import ModelFile
@@ -48,11 +48,13 @@ class Phi3:
         config: its hyper-parameters.
         pool: threads that compute; between steps another may be put in its place.
         n_batch: most rows of one forward pass.
+        kv_type: how keys and values are kept: "f16" or "q8_0".
         progress: called with ("pack", bytes done, bytes in all) while weights are packed.
 
     Raises:
         UnsupportedQuantError: a tensor is of a type without kernels.
         OutOfMemoryError: the weights do not fit.
+        InvalidParameterError: no such kv_type, or it does not fit the heads.
     """
 
     _operations: ModuleType = _kernels  # what forward() calls; profile.py puts its own here
@@ -64,6 +66,7 @@ class Phi3:
         pool: _kernels.Pool,
         *,
         n_batch: int,
+        kv_type: str = "f16",
         progress: Progress | None = None,
     ) -> None:
         self.config = config
@@ -73,6 +76,7 @@ class Phi3:
             config.head_dim,
             config.rope_dimension_count,
             config.sliding_window or 0,
+            kv_type_id(kv_type, config.head_dim),
         )
         self.rope = _kernels.RopeTable(rope_frequencies(config), 1.0)
         self.pool = pool

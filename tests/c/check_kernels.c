@@ -467,13 +467,68 @@ static void check_to_f16(void) {
 
 /* -- attention -------------------------------------------------------------------------------------------- */
 
+/* Keys and values of a page's kv head, written by position and dimension (docs/formats.md, "KV pages"). */
+typedef struct {
+    int type, head_dim;
+    f16 *f16s[2], *scales[2]; /* of keys and values */
+    int8_t *q[2];
+    uint8_t *bytes;
+} kv_page;
+
+static kv_page new_page(int type, int head_dim) {
+    size_t n_bytes = phi3c_kv_bytes(type, head_dim), scale_bytes = (size_t)head_dim / 32 * PHI3C_TILE * sizeof(f16);
+    kv_page page = {.type = type, .head_dim = head_dim, .bytes = exactly(n_bytes)};
+    for (int v = 0; v < 2; v++) {
+        uint8_t *half = page.bytes + (size_t)v * (n_bytes / 2);
+        page.f16s[v] = page.scales[v] = (f16 *)half;
+        page.q[v] = (int8_t *)(half + scale_bytes);
+    }
+    return page;
+}
+
+static int at_position(const kv_page *page, int v, int j, int d) {
+    return v ? j * page->head_dim + d : d * PHI3C_TILE + j;
+}
+
+/* Of the 32 dimensions of d. */
+static f16 *scale_of(const kv_page *page, int v, int j, int d) {
+    return &page->scales[v][v ? j * (page->head_dim / 32) + d / 32 : d / 32 * PHI3C_TILE + j];
+}
+
+static double kv_value(const kv_page *page, int v, int j, int d) {
+    int at = at_position(page, v, j, d);
+    if (page->type == PHI3C_F16) return f16_to_f32(page->f16s[v][at]);
+    return (double)f16_to_f32(*scale_of(page, v, j, d)) * page->q[v][at];
+}
+
+static void set_random(const kv_page *page, int v, int j, int d, float size) {
+    float x[16] = {size * normal()};
+    f16 halves[16];
+    if (page->type == PHI3C_F16) {
+        scalar.to_f16(halves, x, 16);
+        page->f16s[v][at_position(page, v, j, d)] = halves[0];
+    } else {
+        x[0] = size * (1.0f + uniform()) / 80.0f;
+        scalar.to_f16(halves, x, 16);
+        if (d % 32 == 0) *scale_of(page, v, j, d) = halves[0];
+        page->q[v][at_position(page, v, j, d)] = (int8_t)(below(255) - 127);
+    }
+}
+
+static void set_poison(const kv_page *page, int v, int j, int d, f16 poison) {
+    if (page->type == PHI3C_F16)
+        page->f16s[v][at_position(page, v, j, d)] = poison;
+    else
+        *scale_of(page, v, j, d) = poison;
+}
+
 /* n queries over PAGES pages, each page masked to [first, last) of each query; what no query sees is NaN or infinite.
  */
-static void check_attend(int n, int head_dim, int masked) {
+static void check_attend(int type, int n, int head_dim, int masked) {
     enum { PAGES = 3, KEYS = PAGES * PHI3C_TILE };
-    size_t rows = (size_t)n * 4, page = (size_t)head_dim * PHI3C_TILE * sizeof(f16);
+    size_t rows = (size_t)n * 4;
     float *max[2], *sum[2], *o[2], *q = exactly(rows * (size_t)head_dim);
-    f16 *k[PAGES], *v[PAGES];
+    kv_page page[PAGES];
     int *first[PAGES], *last[PAGES];
     for (int s = 0; s < 2; s++) {
         max[s] = exactly(rows), sum[s] = exactly(rows), o[s] = exactly(rows * (size_t)head_dim);
@@ -483,15 +538,10 @@ static void check_attend(int n, int head_dim, int masked) {
     }
     for (int i = 0; i < n * head_dim; i++) q[i] = normal() / sqrtf((float)head_dim);
     for (int p = 0; p < PAGES; p++) {
-        k[p] = exactly(page), v[p] = exactly(page);
+        page[p] = new_page(type, head_dim);
         first[p] = exactly((size_t)n * sizeof(int)), last[p] = exactly((size_t)n * sizeof(int));
-        for (int i = 0; i < PHI3C_TILE * head_dim; i++) {
-            float pair[16] = {normal() * 3.0f, normal()};
-            f16 halves[16];
-            scalar.to_f16(halves, pair, 16);
-            k[p][i] = halves[0];
-            v[p][i] = halves[1];
-        }
+        for (int j = 0; j < PHI3C_TILE; j++)
+            for (int d = 0; d < head_dim; d++) set_random(&page[p], 0, j, d, 3.0f), set_random(&page[p], 1, j, d, 1.0f);
         for (int i = 0; i < n; i++) {
             first[p][i] = masked == 0 ? 0 : masked == 1 ? below(2) * i : below(PHI3C_TILE);
             last[p][i] = masked == 0 ? PHI3C_TILE : first[p][i] + 1 + below(PHI3C_TILE - first[p][i]);
@@ -501,16 +551,17 @@ static void check_attend(int n, int head_dim, int masked) {
             int seen = 0;
             for (int i = 0; i < n; i++) seen += j >= first[p][i] && j < last[p][i];
             for (int d = 0; !seen && d < head_dim; d++) {
-                k[p][d * PHI3C_TILE + j] = 0x7e00;
-                v[p][j * head_dim + d] = 0x7c00;
+                set_poison(&page[p], 0, j, d, 0x7e00);
+                set_poison(&page[p], 1, j, d, 0x7c00);
             }
         }
     }
     for (int p = 0; p < PAGES; p++) {
-        scalar.attend_tile(max[0], sum[0], o[0], q, k[p], v[p], first[p], last[p], n, head_dim);
-        tested.attend_tile(max[1], sum[1], o[1], q, k[p], v[p], first[p], last[p], n, head_dim);
+        const uint8_t *kv = page[p].bytes, *next = page[p < PAGES - 1 ? p + 1 : p].bytes;
+        scalar.attend_tile[type](max[0], sum[0], o[0], q, kv, next, first[p], last[p], n, head_dim);
+        tested.attend_tile[type](max[1], sum[1], o[1], q, kv, next, first[p], last[p], n, head_dim);
         check(all_same(max[1], max[0], n) && all_same(sum[1], sum[0], n) && all_same(o[1], o[0], n * head_dim),
-              "head_dim %d, %d queries, mask %d, page %d", head_dim, n, masked, p);
+              "type %d, head_dim %d, %d queries, mask %d, page %d", type, head_dim, n, masked, p);
     }
     for (int i = 0; i < n; i++) {
         double score[KEYS], largest = -INFINITY, total = 0, slack = 0;
@@ -519,7 +570,7 @@ static void check_attend(int n, int head_dim, int masked) {
             double size = 0;
             score[key] = 0;
             for (int d = 0; d < head_dim; d++) {
-                double product = (double)q[i * head_dim + d] * f16_to_f32(k[p][d * PHI3C_TILE + j]);
+                double product = (double)q[i * head_dim + d] * kv_value(&page[p], 0, j, d);
                 score[key] += product;
                 size += fabs(product);
             }
@@ -538,7 +589,7 @@ static void check_attend(int n, int head_dim, int masked) {
             double y = 0, size = 0;
             for (int key = 0; key < KEYS; key++) {
                 if (score[key] == 0) continue;
-                double term = score[key] * f16_to_f32(v[key / PHI3C_TILE][key % PHI3C_TILE * head_dim + d]);
+                double term = score[key] * kv_value(&page[key / PHI3C_TILE], 1, key % PHI3C_TILE, d);
                 y += term;
                 size += fabs(term);
             }
@@ -547,7 +598,7 @@ static void check_attend(int n, int head_dim, int masked) {
                   y / total);
         }
     }
-    for (int p = 0; p < PAGES; p++) free(k[p]), free(v[p]), free(first[p]), free(last[p]);
+    for (int p = 0; p < PAGES; p++) free(page[p].bytes), free(first[p]), free(last[p]);
     for (int s = 0; s < 2; s++) free(max[s]), free(sum[s]), free(o[s]);
     free(q);
 }
@@ -713,6 +764,7 @@ static void check_limits(void) {
 static void check_isa(const char *isa) {
     static const int64_t widths[] = {32, 96, 256, 576, 512, 768};
     static const int head_dims[] = {16, 32, 48, 64, 80, 96, 128};
+    static const int queries[] = {1, 2, 3, 4, 5, 6, 7, 8, 9, 12, 17, 29, PHI3C_QUERIES};
     phi3c_init(isa);
     tested = phi3c_kernel;
     phi3c_pool *pool = new_pool(1);
@@ -733,9 +785,13 @@ static void check_isa(const char *isa) {
     check_to_f16();
     report(isa, "to_f16");
     for (int h = 0; h < 7; h++)
-        for (int n = 1; n <= 9; n++)
-            for (int masked = 0; masked < 3; masked++) check_attend(n, head_dims[h], masked);
-    report(isa, "attend_tile");
+        for (int i = 0; i < 13; i++)
+            for (int masked = 0; masked < 3; masked++) check_attend(PHI3C_F16, queries[i], head_dims[h], masked);
+    report(isa, "attend_tile f16");
+    for (int h = 0; h < 7; h++)
+        for (int i = 0; phi3c_kv_bytes(PHI3C_Q8_0, head_dims[h]) && i < 13; i++)
+            for (int masked = 0; masked < 3; masked++) check_attend(PHI3C_Q8_0, queries[i], head_dims[h], masked);
+    report(isa, "attend_tile q8_0");
     check_matmul();
     report(isa, "phi3c_matmul");
     check_rows();

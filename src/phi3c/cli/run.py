@@ -54,6 +54,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--stop", action="append", metavar="TEXT", help="end before TEXT; may be given repeatedly"
     )
     parser.add_argument("--n-ctx", type=int, metavar="N", help="context length in tokens")
+    parser.add_argument(
+        "--kv-type", choices=("f16", "q8_0"), default="f16", help="how keys and values are kept"
+    )
     parser.add_argument("--threads", type=int, metavar="N", help="compute threads (see `phi3c doctor`)")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of streaming text")
     parser.add_argument("--stats", action="store_true", help="print speed and memory to stderr")
@@ -77,7 +80,9 @@ def main(args: argparse.Namespace) -> int:
 
     with ProgressBar() as bar:
         path = hub.resolve(name, progress=bar)
-        with Model(path, n_ctx=args.n_ctx, n_threads=args.threads, progress=bar) as model:
+        with Model(
+            path, n_ctx=args.n_ctx, n_threads=args.threads, kv_type=args.kv_type, progress=bar
+        ) as model:
             stream = _start(model, args, prompt, params, bar)
             if not args.json:
                 _print_stream(stream)
