@@ -63,6 +63,8 @@ class Model:
             was trained for.
         n_threads: threads that compute; None derives it from the machine (README, "Threads").
         n_batch: most prompt tokens computed at once; changes speed and memory, never the result.
+        speculate: most tokens per step that are drafted from repetitions in prompt and answer, and verified
+            together; 0 drafts none. Faster where an answer copies from its prompt; never another result.
         progress: called as progress("pack", bytes done, bytes in all) while weights are packed.
 
     Raises:
@@ -79,11 +81,14 @@ class Model:
         n_ctx: int | None = None,
         n_threads: int | None = None,
         n_batch: int = 512,
+        speculate: int = 0,
         progress: Progress | None = None,
     ) -> None:
         started = perf_counter()
         if n_batch < 1:
             raise InvalidParameterError(f"n_batch is {n_batch}; it must be at least 1")
+        if speculate < 0:
+            raise InvalidParameterError(f"speculate is {speculate}; it must be at least 0, which drafts nothing")
         self._file = GGUFFile(path)
         try:
             self.config = Config.from_gguf(self._file)
@@ -100,7 +105,7 @@ class Model:
         except BaseException:
             self._file.close()
             raise
-        self._engine = Engine(phi3, n_ctx)
+        self._engine = Engine(phi3, n_ctx, speculate)
         self.info = ModelInfo(
             path=self._file.path,
             name=self.config.name,
@@ -129,6 +134,7 @@ class Model:
         n_ctx: int | None = None,
         n_threads: int | None = None,
         n_batch: int = 512,
+        speculate: int = 0,
         progress: Progress | None = None,
     ) -> Model:
         """Load a model by name, downloading it first where it is not in the cache.
@@ -140,7 +146,7 @@ class Model:
             token: for gated repositories; None uses the one `hf auth login` or HF_TOKEN left.
             cache_dir: where downloads are kept; None for the Hub's own cache.
             local_files_only: never touch the network.
-            n_ctx, n_threads, n_batch, progress: as for Model.
+            n_ctx, n_threads, n_batch, speculate, progress: as for Model.
 
         Raises:
             ModelNotFoundError: no such repository or file; the message lists those that exist.
@@ -158,7 +164,9 @@ class Model:
             local_files_only=local_files_only,
             progress=progress,
         )
-        return cls(path, n_ctx=n_ctx, n_threads=n_threads, n_batch=n_batch, progress=progress)
+        return cls(
+            path, n_ctx=n_ctx, n_threads=n_threads, n_batch=n_batch, speculate=speculate, progress=progress
+        )
 
     @overload
     def generate(

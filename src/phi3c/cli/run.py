@@ -54,6 +54,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--n-ctx", type=int, metavar="N", help="context length in tokens")
     parser.add_argument("--threads", type=int, metavar="N", help="compute threads (see `phi3c doctor`)")
+    parser.add_argument(
+        "--speculate",
+        type=int,
+        default=0,
+        metavar="N",
+        help="draft up to N tokens a step where the text repeats itself; same text, sooner (default: 0, none)",
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of streaming text")
     parser.add_argument("--stats", action="store_true", help="print speed and memory to stderr")
 
@@ -76,7 +83,9 @@ def main(args: argparse.Namespace) -> int:
 
     with ProgressBar() as bar:
         path = hub.resolve(name, progress=bar)
-        with Model(path, n_ctx=args.n_ctx, n_threads=args.threads, progress=bar) as model:
+        with Model(
+            path, n_ctx=args.n_ctx, n_threads=args.threads, speculate=args.speculate, progress=bar
+        ) as model:
             stream = _start(model, args, prompt, params, bar)
             if not args.json:
                 _print_stream(stream)
@@ -154,6 +163,7 @@ def _print_stats(completion: Completion) -> None:
         "load": f"{timings.load_ms:.0f} ms",
         "prompt": f"{usage.prompt_tokens} tokens, {timings.prompt_tokens_per_second:.1f} tok/s",
         "generation": f"{usage.completion_tokens} tokens, {timings.generation_tokens_per_second:.1f} tok/s",
+        "drafts": f"{timings.draft_n} tokens, {timings.draft_n_accepted} accepted",
         "first token": f"{timings.time_to_first_token_ms:.0f} ms",
         "peak memory": "unknown" if peak is None else f"{peak / 1e6:.0f} MB",
         "finish reason": f"{completion.finish_reason} ({completion.stop_detail})",
