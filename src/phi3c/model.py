@@ -88,7 +88,7 @@ class Model:
         if n_batch < 1:
             raise InvalidParameterError(f"n_batch is {n_batch}; it must be at least 1")
         if speculate < 0:
-            raise InvalidParameterError(f"speculate is {speculate}; it must be at least 0, which drafts nothing")
+            raise InvalidParameterError(f"speculate is {speculate}; it must be at least 0 (no drafts)")
         self._file = GGUFFile(path)
         try:
             self.config = Config.from_gguf(self._file)

@@ -59,7 +59,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=int,
         default=0,
         metavar="N",
-        help="draft up to N tokens a step where the text repeats itself; same text, sooner (default: 0, none)",
+        help="draft up to N tokens a step where the text repeats itself: the same text sooner (default: 0)",
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of streaming text")
     parser.add_argument("--stats", action="store_true", help="print speed and memory to stderr")
