@@ -1,6 +1,6 @@
 """Speed with speculation against without, on an answer that copies from its prompt and on one that does not.
 
-usage: python benchmarks/speculate.py MODEL.gguf [--speculate 16] [--repeats 15] [--threads N]
+usage: python benchmarks/speculate.py MODEL.gguf [--speculate 17] [--repeats 15] [--threads N]
 
 Both answers are computed with drafts and without by turns, and must be the same. Then, what a step with so many
 rows costs, in steps with one. Prints Markdown tables: medians of the ratios, and quartiles in brackets.
@@ -29,7 +29,7 @@ while Tomas counted his nets. He had forty-one of them, nine more than last spri
 hand during the long winter. His daughter Ines came down the steps with a basket of bread and a letter from the city.
 """
 QUESTION = "Write a letter about a walk in the mountains."
-ROWS = 1, 2, 3, 4, 6, 8, 12, 17
+ROWS = 1, 2, 3, 4, 6, 9, 12, 18
 
 
 class Script:
@@ -47,7 +47,10 @@ class Script:
 
 def copy(model: phi3c.Model) -> Completion:
     """Ten tokens of an introduction, then the passage, as they stand in the prompt."""
-    passage, before = model.tokenize(PASSAGE), model.tokenize("Sure, here is the text that you asked for:\n\n")
+    passage, before = (
+        model.tokenize(PASSAGE),
+        model.tokenize("Sure, here is the text that you asked for:\n\n"),
+    )
     answer = [*before, *passage]
     prompt = [*model.tokenize("Repeat this text.\n\n"), *passage, *model.tokenize("\n\n")]
     stream = model.generate(prompt, max_tokens=len(answer), temperature=0, stream=True)
@@ -87,7 +90,7 @@ def quartiles(ratios: Iterable[float]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description="speed with speculation against without")
     parser.add_argument("model", type=Path, metavar="MODEL.gguf")
-    parser.add_argument("--speculate", type=int, default=16, metavar="N", help="most drafts per step")
+    parser.add_argument("--speculate", type=int, default=17, metavar="N", help="most drafts per step")
     parser.add_argument("--repeats", type=int, default=15, metavar="N")
     parser.add_argument("--threads", type=int, metavar="N")
     args = parser.parse_args()

@@ -265,9 +265,7 @@ def test_accepted_tokens_come_one_by_one_and_a_stream_may_be_cancelled_between_t
 def test_interleaved_sequences_that_draft(plain: phi3c.Model, speculating: phi3c.Model) -> None:
     prompts = [rehearsed(plain, random_ids(30, seed), 30, temperature=0) for seed in range(3)]
     expected = [plain.generate(prompt, max_tokens=100, temperature=0).token_ids for prompt in prompts]
-    streams = [
-        speculating.generate(prompt, max_tokens=100, temperature=0, stream=True) for prompt in prompts
-    ]
+    streams = [speculating.generate(prompt, max_tokens=100, temperature=0, stream=True) for prompt in prompts]
     for _ in zip_longest(*streams):
         pass
     assert [stream.result().token_ids for stream in streams] == expected

@@ -329,12 +329,13 @@ INLINE void tokens(const int type, const int M, float *out, const uint8_t *panel
         quantised_tokens(type, M, out, panel, x, x_stride, columns);
 }
 
-/* Tiles of as many tokens as registers hold sums for, then of two, then of one. */
+/* Tiles of as many tokens as registers hold sums for, then of three, of two, of one. */
 INLINE void tile(const int type, float *out, const uint8_t *panel, const uint8_t *x, size_t x_stride, int n,
                  int64_t columns) {
     const int most = type == PHI3C_F32 || type == PHI3C_F16 || type == PHI3C_BF16 ? FLOAT_TOKENS : TOKENS;
     for (; n >= most; n -= most, x += (size_t)most * x_stride, out += most * 16)
         tokens(type, most, out, panel, x, x_stride, columns);
+    for (; n >= 3; n -= 3, x += 3 * x_stride, out += 3 * 16) tokens(type, 3, out, panel, x, x_stride, columns);
     for (; n >= 2; n -= 2, x += 2 * x_stride, out += 2 * 16) tokens(type, 2, out, panel, x, x_stride, columns);
     if (n) tokens(type, 1, out, panel, x, x_stride, columns);
 }
