@@ -2,8 +2,8 @@
 
 usage: python benchmarks/sampling.py [--vocab 32064] [--repeats 301]
 
-Prints a Markdown table: medians over normally distributed logits of the given standard deviation, the kinds of
-filters by turns. One thread, no model.
+Prints a Markdown table: medians over normally distributed logits of the given standard deviation, the filters
+by turns. One thread, no model.
 """
 
 from __future__ import annotations

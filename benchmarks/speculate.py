@@ -2,10 +2,10 @@
 
 usage: python benchmarks/speculate.py MODEL.gguf [--speculate 17] [--repeats 15] [--threads N]
 
-Both answers are computed with drafts and without by turns, and must be the same. Then, what a step with so many
+Both answers are computed with drafts and without by turns, and must be the same. Then, what a step with more
 rows costs, in steps with one. Prints Markdown tables: medians of the ratios, and quartiles in brackets.
 
-The copy is forced: in place of the sampled tokens, the continuation takes those of a passage of its prompt, as a
+The copy is forced: the continuation takes the tokens of a passage of its prompt in place of those sampled, as a
 model that copies well would. The other answer is the model's own, drawn at temperature 1.
 """
 
@@ -24,9 +24,10 @@ from phi3c.completion import Completion
 from phi3c.phi3 import Step
 
 PASSAGE = """\
-The harbour lay quiet in the early morning. Two fishing boats, the Alma and the Grey Heron, rocked against the pier
-while Tomas counted his nets. He had forty-one of them, nine more than last spring, and each one had been mended by
-hand during the long winter. His daughter Ines came down the steps with a basket of bread and a letter from the city.
+The harbour lay quiet in the early morning. Two fishing boats, the Alma and the Grey Heron, rocked against the
+pier while Tomas counted his nets. He had forty-one of them, nine more than last spring, and each one had been
+mended by hand during the long winter. His daughter Ines came down the steps with a basket of bread and a letter
+from the city.
 """
 QUESTION = "Write a letter about a walk in the mountains."
 ROWS = 1, 2, 3, 4, 6, 9, 12, 18
@@ -46,7 +47,7 @@ class Script:
 
 
 def copy(model: phi3c.Model) -> Completion:
-    """Ten tokens of an introduction, then the passage, as they stand in the prompt."""
+    """A few tokens of an introduction, then the passage as it stands in the prompt."""
     passage, before = (
         model.tokenize(PASSAGE),
         model.tokenize("Sure, here is the text that you asked for:\n\n"),

@@ -148,7 +148,7 @@ def test_the_tokens_are_those_without_drafts(
 
 
 class Copying:
-    """In place of the sampler's choice: the text of a script, so that an answer copies as a good model's does."""
+    """Stands in for the sampler: chooses the tokens of a script, so that an answer copies as one wants."""
 
     def __init__(self, script: Sequence[int], seen: list[list[float]]) -> None:
         self.script, self.seen = list(script), seen
@@ -188,7 +188,7 @@ def test_drafts_that_fail_leave_no_trace(plain: phi3c.Model, speculating: phi3c.
     while len(script) < 600:
         begin = int(rng.integers(0, 80))
         script += [*prompt[begin : begin + int(rng.integers(4, 20))], *random_ids(2, len(script))]
-    a, logits = scripted(plain, prompt, script)
+    _, logits = scripted(plain, prompt, script)
     b, logits_of_drafts = scripted(speculating, prompt, script)
     assert logits == logits_of_drafts
     assert b.timings.draft_n > b.timings.draft_n_accepted > 50
