@@ -5,8 +5,8 @@ usage: python benchmarks/speculate.py MODEL.gguf [--speculate 17] [--repeats 15]
 Both answers are computed with drafts and without by turns, and must be the same. Then, what a step with more
 rows costs, in steps with one. Prints Markdown tables: medians of the ratios, and quartiles in brackets.
 
-The copy is forced: the continuation takes the tokens of a passage of its prompt in place of those sampled, as a
-model that copies well would. The other answer is the model's own, drawn at temperature 1.
+The copy is forced: the continuation takes the tokens of a passage of its prompt in place of those sampled, as
+a model that copies well would. The other answer is the model's own, drawn at temperature 1.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from phi3c.completion import Completion
 from phi3c.phi3 import Step
 
 PASSAGE = """\
-The harbour lay quiet in the early morning. Two fishing boats, the Alma and the Grey Heron, rocked against the
-pier while Tomas counted his nets. He had forty-one of them, nine more than last spring, and each one had been
-mended by hand during the long winter. His daughter Ines came down the steps with a basket of bread and a letter
-from the city.
+The harbour lay quiet in the early morning. Two fishing boats, the Alma and the Grey Heron, rocked against
+the pier while Tomas counted his nets. He had forty-one of them, nine more than last spring, and each one
+had been mended by hand during the long winter. His daughter Ines came down the steps with a basket of bread
+and a letter from the city.
 """
 QUESTION = "Write a letter about a walk in the mountains."
 ROWS = 1, 2, 3, 4, 6, 9, 12, 18
