@@ -59,6 +59,14 @@ def copy(model: phi3c.Model) -> Completion:
     return stream.result()
 
 
+def copy_paragraph(model: phi3c.Model) -> Completion:
+    return copy(model, PASSAGE)
+
+
+def copy_page(model: phi3c.Model) -> Completion:
+    return copy(model, Path(__file__).read_text(encoding="utf-8")[:1200])
+
+
 def free(model: phi3c.Model) -> Completion:
     """What the model makes of a question, with a seed that does not matter."""
     return model.generate(QUESTION, max_tokens=128, temperature=1, seed=1)
@@ -103,7 +111,7 @@ def main() -> None:
     ):
         print("| answer | tokens | drafted | accepted | speed with drafts over without |")
         print("|---|---|---|---|---|")
-        for answer in (copy, free):
+        for answer in (copy_paragraph, copy_page, free):
             ratios = []
             for i in range(args.repeats):
                 models = (without, with_drafts) if i % 2 else (with_drafts, without)
