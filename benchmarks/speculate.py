@@ -46,12 +46,9 @@ class Script:
         return next(self._ids)
 
 
-def copy(model: phi3c.Model) -> Completion:
-    """A few tokens of an introduction, then the passage as it stands in the prompt."""
-    passage, before = (
-        model.tokenize(PASSAGE),
-        model.tokenize("Sure, here is the text that you asked for:\n\n"),
-    )
+def copy(model: phi3c.Model, text: str) -> Completion:
+    """A few tokens of an introduction, then the text as it stands in the prompt."""
+    passage, before = model.tokenize(text), model.tokenize("Sure, here is the text that you wanted:\n\n")
     answer = [*before, *passage]
     prompt = [*model.tokenize("Repeat this text.\n\n"), *passage, *model.tokenize("\n\n")]
     stream = model.generate(prompt, max_tokens=len(answer), temperature=0, stream=True)
