@@ -4,7 +4,7 @@
  *
  * `ticket` is (epoch << 32 | next chunk), changed by compare-and-swap only. A worker reads the ticket, then the
  * job, and the swap succeeds only if both still belong together: the caller marks the ticket CLOSED before it
- * writes another job. Idle workers spin for some tens of microseconds (the gap between two operations of a layer
+ * writes another job. Idle workers spin for some microseconds (the gap between two operations of a layer
  * is shorter), yield, then park on a condition variable. */
 #include "pool.h"
 
@@ -13,7 +13,7 @@
 #include <stdatomic.h>
 #include <stdlib.h>
 
-enum { SPINS = 2000, YIELDS = 16 }; /* a pause takes 10-40 ns: 20-80 us of spinning */
+enum { SPINS = 200, YIELDS = 16 }; /* a pause takes 10-40 ns: 2-8 us of spinning (docs/performance.md) */
 #define CLOSED 0xffffffffu
 
 struct phi3c_pool {

@@ -1,11 +1,14 @@
 /* SPDX-License-Identifier: MIT */
-/* Sampling without sorting the vocabulary.
+/* Sampling without sorting.
+ *
+ * Every filter keeps a prefix of the ranking, and the draw is the first token at which a running sum passes a
+ * number: both ask where in the ranking a sum is reached. A radix selection answers that from the sums of weights
+ * of few large groups, since weights are integers and their sums the same in any order.
  *
  * One pass takes the maximum of every block of 64 logits. The k-th largest of these maxima bounds the k-th
- * largest logit from below, so few blocks are ever looked at again: what reaches the bound goes into a heap,
- * from which tokens are popped, best first, only as far as a filter or the draw needs them.
+ * largest logit from below, so with top_k few blocks are ever looked at again.
  *
- * Weights are double and made of additions, multiplications and divisions alone, which every platform rounds
+ * Exponentials are double and made of additions, multiplications and divisions alone, which every platform rounds
  * alike and which vectorise at baseline SSE2. phi3c_expf would not do here: its fmaf is a function call on
  * baseline x86-64. */
 #include "sample.h"
@@ -18,8 +21,9 @@
 
 enum {
     BLOCK = 64,
-    LANES = 16,        /* strided partial results of a reduction */
-    FIRST_BATCH = 256, /* tokens ranked at first when top_k sets no limit */
+    LANES = 16,      /* strided partial results of a reduction */
+    DIGIT_BITS = 11, /* of the radix selection */
+    DIGIT_VALUES = 1 << DIGIT_BITS,
 };
 
 /* ---- weights ---- */
@@ -53,7 +57,7 @@ static inline double exp_negative(double x) {
 }
 
 /* log(x) for finite x >= 1: x = 2^e m with m in [0.707, 1.414], log(m) = 2 artanh((m - 1) / (m + 1)). */
-static double log_of_mass(double x) {
+static double log_from_1(double x) {
     uint64_t bits;
     memcpy(&bits, &x, sizeof bits);
     const uint64_t e = (bits - 0x3fe6a09e667f3bcd) >> 52; /* bits of sqrt(1/2) */
@@ -67,71 +71,65 @@ static double log_of_mass(double x) {
     return (double)e * 0x1.62e42fefa39efp-1 + 2.0 * s * series;
 }
 
-/* Logarithm of a token's weight, its probability relative to the most likely token; at least log(9e-308). */
-static inline double log_weight(float logit, float max, double temperature) {
-    const double x = ((double)logit - max) / temperature;
-    return x > -707.0 ? x : -707.0;
+/* Probabilities relative to the most likely token of n <= BLOCK logits, at least 9e-308. Loops without branches,
+ * which compilers vectorise. */
+static inline void relative(double *out, const float *logits, int32_t n, float max, double temperature) {
+    for (int32_t i = 0; i < n; i++) {
+        const double x = ((double)logits[i] - max) / temperature;
+        out[i] = x > -707.0 ? x : -707.0;
+    }
+    for (int32_t i = 0; i < n; i++) out[i] = exp_negative(out[i]);
 }
 
-static double weight(float logit, float max, double temperature) {
-    return exp_negative(log_weight(logit, max, temperature));
-}
-
-/* Sum of all weights: lane j adds the logits j, j + 16, ...; the lanes are joined as a tree. Loops without
- * branches, which compilers vectorise. */
-static double total_weight(const float *logits, int32_t n_vocab, float max, double temperature) {
-    double lane[LANES] = {0}, weights[BLOCK];
+/* Sum of all relative probabilities: lane j adds the logits j, j + 16, ...; the lanes are joined as a tree. */
+static double total(const float *logits, int32_t n_vocab, float max) {
+    double lane[LANES] = {0}, p[BLOCK];
     for (int32_t begin = 0; begin < n_vocab; begin += BLOCK) {
         const int32_t left = n_vocab - begin, n = left < BLOCK ? left : BLOCK;
-        for (int32_t i = 0; i < n; i++) weights[i] = log_weight(logits[begin + i], max, temperature);
-        for (int32_t i = 0; i < n; i++) weights[i] = exp_negative(weights[i]);
-        for (int32_t i = 0; i < n; i++) lane[i % LANES] += weights[i];
+        relative(p, logits + begin, n, max, 1.0);
+        for (int32_t i = 0; i < n; i++) lane[i % LANES] += p[i];
     }
     for (int width = LANES / 2; width > 0; width /= 2)
         for (int j = 0; j < width; j++) lane[j] += lane[j + width];
     return lane[0];
 }
 
+/* Weights of n logits: relative probabilities times 2^44, rounded to integers. Returns their sum, which 2^20
+ * weights cannot overflow. */
+static uint64_t weigh(uint64_t *weights, const float *logits, int32_t n, float max, double temperature) {
+    uint64_t sum = 0;
+    for (int32_t begin = 0; begin < n; begin += BLOCK) {
+        const int32_t count = n - begin < BLOCK ? n - begin : BLOCK;
+        double p[BLOCK];
+        relative(p, logits + begin, count, max, temperature);
+        for (int32_t i = 0; i < count; i++) p[i] = p[i] * 0x1p44 + 0x1p52; /* the integer in the low bits */
+        memcpy(weights + begin, p, (size_t)count * sizeof *p);
+        for (int32_t i = 0; i < count; i++) sum += weights[begin + i] &= ((uint64_t)1 << 52) - 1;
+    }
+    return sum;
+}
+
 /* ---- ranking ---- */
+
+/* Tokens by rising id. */
+typedef struct {
+    float *logits; /* no -0 */
+    int32_t *ids;
+    uint64_t *weights;
+    int32_t n;
+} token_set;
 
 typedef struct {
     const float *logits;
-    const float *block_max;
+    float *block_max;
     int32_t n_vocab, n_blocks;
     float max;
-    /* A heap of n_heap candidates, then those popped from it, the best one last. */
-    phi3c_candidate *candidates;
-    int32_t n_candidates, n_heap;
+    token_set kept;
 } ranking;
-
-static inline bool outranks(phi3c_candidate a, phi3c_candidate b) {
-    return a.logit > b.logit || (a.logit == b.logit && a.id < b.id);
-}
-
-static void sift_down(phi3c_candidate *heap, int32_t n, int32_t hole, phi3c_candidate moved) {
-    for (int32_t child; (child = 2 * hole + 1) < n; hole = child) {
-        if (child + 1 < n && outranks(heap[child + 1], heap[child])) child++;
-        if (!outranks(heap[child], moved)) break;
-        heap[hole] = heap[child];
-    }
-    heap[hole] = moved;
-}
-
-static void heapify(phi3c_candidate *heap, int32_t n) {
-    for (int32_t i = n / 2 - 1; i >= 0; i--) sift_down(heap, n, i, heap[i]);
-}
-
-/* Moves the best of a heap of n behind the others. */
-static void pop(phi3c_candidate *heap, int32_t n) {
-    const phi3c_candidate best = heap[0], last = heap[n - 1];
-    sift_down(heap, n - 1, 0, last);
-    heap[n - 1] = best;
-}
 
 /* Maximum of each block; false if a logit is NaN or infinite. Integers that sort as the floats do: compilers
  * vectorise their maximum, but not that of floats, which has to care about NaN. */
-static bool find_maxima(ranking *r, float *block_max) {
-    r->block_max = block_max;
+static bool find_maxima(ranking *r) {
     r->max = -FLT_MAX;
     bool finite = true;
     for (int32_t b = 0; b < r->n_blocks; b++) {
@@ -145,8 +143,8 @@ static bool find_maxima(ranking *r, float *block_max) {
             max = bits > max ? bits : max;
         }
         max ^= max < 0 ? 0x7fffffff : 0;
-        memcpy(block_max + b, &max, sizeof max);
-        r->max = block_max[b] > r->max ? block_max[b] : r->max;
+        memcpy(r->block_max + b, &max, sizeof max);
+        r->max = r->block_max[b] > r->max ? r->block_max[b] : r->max;
         finite = finite && !overflow;
     }
     return finite;
@@ -161,77 +159,90 @@ static int32_t most_likely(const ranking *r) {
     return i;
 }
 
-/* Makes a heap of all logits >= threshold. */
-static void gather(ranking *r, float threshold) {
+/* Unsigned integer that sorts as the float does, -0 aside. */
+static inline uint64_t sort_key(float x) {
+    uint32_t bits;
+    memcpy(&bits, &x, sizeof bits);
+    return bits ^ (bits >> 31 ? 0xffffffff : 0x80000000);
+}
+
+/* Index of the first logit, in the order of falling logits and rising indices, at which the running sum of weights
+ * exceeds `target`, which is less than the sum of all. Without weights every logit weighs 1. */
+static int32_t reach(const float *logits, const uint64_t *weights, int32_t n, uint64_t target) {
+    uint64_t prefix = 0, sum = 0; /* leading digits of the key sought; of the weights of all larger keys */
+    for (int shift = 3 * DIGIT_BITS; shift > 0;) {
+        const int above = shift;
+        shift -= DIGIT_BITS;
+        uint64_t sums[DIGIT_VALUES] = {0};
+        for (int32_t i = 0; i < n; i++) {
+            const uint64_t key = sort_key(logits[i]);
+            if (key >> above == prefix) sums[key >> shift & (DIGIT_VALUES - 1)] += weights ? weights[i] : 1;
+        }
+        uint64_t digit = DIGIT_VALUES - 1;
+        while (sum + sums[digit] <= target) sum += sums[digit--];
+        prefix = prefix << DIGIT_BITS | digit;
+    }
+    int32_t i = 0;
+    for (;; i++) {
+        if (sort_key(logits[i]) != prefix) continue;
+        sum += weights ? weights[i] : 1;
+        if (sum > target) return i;
+    }
+}
+
+/* Keeps tokens above `logit`, and of those equal to it the ones up to index `last`. */
+static void cut(token_set *s, double logit, int32_t last) {
     int32_t n = 0;
+    for (int32_t i = 0; i < s->n; i++) {
+        s->logits[n] = s->logits[i];
+        s->ids[n] = s->ids[i];
+        n += s->logits[i] > logit || (s->logits[i] == logit && i <= last);
+    }
+    s->n = n;
+}
+
+/* Keeps what ranks up to the token at which the sum of weights exceeds `target`. */
+static void cut_at(token_set *s, const uint64_t *weights, uint64_t target) {
+    const int32_t last = reach(s->logits, weights, s->n, target);
+    cut(s, s->logits[last], last);
+}
+
+/* Keeps the `count` most likely tokens of the vocabulary. */
+static void keep_best(ranking *r, int32_t count) {
+    token_set *s = &r->kept;
+    const float bound =
+        count <= r->n_blocks ? r->block_max[reach(r->block_max, NULL, r->n_blocks, (uint64_t)count - 1)] : -FLT_MAX;
+    s->n = 0;
     for (int32_t b = 0; b < r->n_blocks; b++) {
-        if (r->block_max[b] < threshold) continue;
+        if (r->block_max[b] < bound) continue;
         const int32_t begin = b * BLOCK, left = r->n_vocab - begin, end = begin + (left < BLOCK ? left : BLOCK);
         for (int32_t i = begin; i < end; i++) {
-            r->candidates[n] = (phi3c_candidate){r->logits[i], i};
-            n += r->logits[i] >= threshold;
+            s->logits[s->n] = r->logits[i] + 0.0f; /* makes 0 of -0, which equals it */
+            s->ids[s->n] = i;
+            s->n += r->logits[i] >= bound;
         }
     }
-    heapify(r->candidates, n);
-    r->n_candidates = r->n_heap = n;
-}
-
-/* Prepares for at least `count` tokens to be asked for. */
-static void gather_best(ranking *r, int32_t count) {
-    if (count > r->n_blocks) {
-        gather(r, -FLT_MAX);
-        return;
-    }
-    for (int32_t b = 0; b < r->n_blocks; b++) r->candidates[b] = (phi3c_candidate){r->block_max[b], b};
-    heapify(r->candidates, r->n_blocks);
-    for (int32_t i = 0; i < count; i++) pop(r->candidates, r->n_blocks - i);
-    gather(r, r->candidates[r->n_blocks - count].logit);
-}
-
-/* The token at `rank`, 0 being the best. Falls back to ranking the whole vocabulary. */
-static phi3c_candidate ranked(ranking *r, int32_t rank) {
-    while (r->n_candidates - r->n_heap <= rank) {
-        if (r->n_heap > 0)
-            pop(r->candidates, r->n_heap--);
-        else
-            gather(r, -FLT_MAX);
-    }
-    return r->candidates[r->n_candidates - 1 - rank];
-}
-
-/* Sum of the weights of the first n tokens. */
-static double mass(ranking *r, int32_t n, double temperature) {
-    if (n == r->n_vocab) return total_weight(r->logits, n, r->max, temperature);
-    double sum = 0.0;
-    for (int32_t i = 0; i < n; i++) sum += weight(ranked(r, i).logit, r->max, temperature);
-    return sum;
+    if (s->n > count) cut_at(s, NULL, (uint64_t)count - 1);
 }
 
 /* ---- chain ---- */
 
-/* How many of the first `limit` tokens top_p and min_p leave, at least one. */
-static int32_t count_survivors(ranking *r, int32_t limit, double top_p, double min_p) {
-    if (top_p >= 1.0 && min_p <= 0.0) return limit;
-    const double needed = top_p < 1.0 ? top_p * mass(r, limit, 1.0) : INFINITY;
-    double sum = 0.0;
-    for (int32_t i = 0; i < limit; i++) {
-        const double w = weight(ranked(r, i).logit, r->max, 1.0);
-        if (w < min_p) return i;
-        sum += w;
-        if (sum >= needed) return i + 1;
+/* Keeps what top_p and min_p leave of the set, at least one token. */
+static void keep_likely(ranking *r, double top_p, double min_p) {
+    token_set *s = &r->kept;
+    if (top_p < 1.0) {
+        const uint64_t mass = weigh(s->weights, s->logits, s->n, r->max, 1.0);
+        const uint64_t needed = (uint64_t)ceil(top_p * (double)mass);
+        cut_at(s, s->weights, needed == 0 ? 0 : needed < mass ? needed - 1 : mass - 1);
     }
-    return limit;
+    if (min_p > 0.0) cut(s, r->max - log_from_1(1.0 / min_p), s->n);
 }
 
-static int32_t draw(ranking *r, int32_t n, double temperature, double uniform) {
-    const double target = uniform * mass(r, n, temperature);
-    double sum = 0.0;
-    for (int32_t i = 0; i < n - 1; i++) {
-        const phi3c_candidate c = ranked(r, i);
-        sum += weight(c.logit, r->max, temperature);
-        if (sum > target) return c.id;
-    }
-    return ranked(r, n - 1).id;
+static int32_t draw(ranking *r, double temperature, double uniform) {
+    token_set *s = &r->kept;
+    const uint64_t mass = weigh(s->weights, s->logits, s->n, r->max, temperature);
+    const uint64_t target = (uint64_t)(uniform * (double)mass);
+    return s->ids[reach(s->logits, s->weights, s->n, target < mass ? target : mass - 1)];
 }
 
 void phi3c_philox4x32(const uint32_t counter[4], const uint32_t key[2], uint32_t out[4]) {
@@ -262,15 +273,20 @@ static double uniform(uint64_t seed, uint64_t counter) {
 
 static int32_t count_blocks(int32_t n_vocab) { return (n_vocab + BLOCK - 1) / BLOCK; }
 
-/* scratch: candidates[n_vocab], block maxima[n_blocks], penalised logits[n_vocab] */
+/* scratch: weights, ids, logits and penalised logits, each [n_vocab], then block maxima */
 size_t phi3c_sample_scratch_bytes(int32_t n_vocab) {
-    return (size_t)n_vocab * sizeof(phi3c_candidate) +
-           ((size_t)count_blocks(n_vocab) + (size_t)n_vocab) * sizeof(float);
+    const size_t n = (size_t)n_vocab;
+    return n * (sizeof(uint64_t) + sizeof(int32_t) + 2 * sizeof(float)) + (size_t)count_blocks(n_vocab) * sizeof(float);
 }
 
 static bool rank(ranking *r, const float *logits, int32_t n_vocab, void *scratch) {
-    *r = (ranking){.logits = logits, .n_vocab = n_vocab, .n_blocks = count_blocks(n_vocab), .candidates = scratch};
-    return find_maxima(r, (float *)(r->candidates + n_vocab));
+    uint64_t *weights = scratch;
+    int32_t *ids = (int32_t *)(weights + n_vocab);
+    float *kept = (float *)(ids + n_vocab);
+    *r = (ranking){.logits = logits, .block_max = kept + 2 * (size_t)n_vocab, .n_vocab = n_vocab};
+    r->n_blocks = count_blocks(n_vocab);
+    r->kept = (token_set){kept, ids, weights, 0};
+    return find_maxima(r);
 }
 
 /* Divides positive logits and multiplies the others, so that a penalty above 1 always lowers them. Each
@@ -287,9 +303,9 @@ static void penalise(float *out, const float *logits, int32_t n_vocab, const int
 
 int32_t phi3c_sample(const float *logits, int32_t n_vocab, const int32_t *recent, int32_t n_recent,
                      const phi3c_sampling *params, uint64_t seed, uint64_t counter, void *scratch) {
-    assert(n_vocab > 0);
+    assert(n_vocab > 0 && n_vocab < 1 << 20);
     if (params->repeat_penalty != 1.0f && n_recent > 0) {
-        float *penalised = (float *)((phi3c_candidate *)scratch + n_vocab) + count_blocks(n_vocab);
+        float *penalised = (float *)((uint64_t *)scratch + n_vocab) + 2 * (size_t)n_vocab;
         penalise(penalised, logits, n_vocab, recent, n_recent, params->repeat_penalty);
         logits = penalised;
     }
@@ -297,11 +313,9 @@ int32_t phi3c_sample(const float *logits, int32_t n_vocab, const int32_t *recent
     if (!rank(&r, logits, n_vocab, scratch)) return -1;
     if (params->temperature == 0.0) return most_likely(&r);
 
-    const bool limited = params->top_k > 0 && params->top_k < n_vocab;
-    const int32_t limit = limited ? params->top_k : n_vocab;
-    gather_best(&r, limited ? limit : FIRST_BATCH);
-    const int32_t n = count_survivors(&r, limit, params->top_p, params->min_p);
-    return draw(&r, n, params->temperature, uniform(seed, counter));
+    keep_best(&r, params->top_k > 0 && params->top_k < n_vocab ? params->top_k : n_vocab);
+    keep_likely(&r, params->top_p, params->min_p);
+    return draw(&r, params->temperature, uniform(seed, counter));
 }
 
 float phi3c_top_logprobs(const float *logits, int32_t n_vocab, int32_t token, int32_t n_top, phi3c_candidate *top,
@@ -309,11 +323,13 @@ float phi3c_top_logprobs(const float *logits, int32_t n_vocab, int32_t token, in
     assert(token >= 0 && token < n_vocab && n_top <= n_vocab);
     ranking r;
     if (!rank(&r, logits, n_vocab, scratch)) return NAN;
-    const double log_sum = r.max + log_of_mass(mass(&r, n_vocab, 1.0));
-    if (n_top > 0) gather_best(&r, n_top);
-    for (int32_t i = 0; i < n_top; i++) {
-        top[i] = ranked(&r, i);
-        top[i].logit = (float)(top[i].logit - log_sum);
+    const double log_sum = r.max + log_from_1(total(logits, n_vocab, r.max));
+    if (n_top > 0) keep_best(&r, n_top);
+    for (int32_t i = 0; i < n_top; i++) { /* insertion sort; of equals the lower id comes first already */
+        int32_t place = i;
+        for (; place > 0 && top[place - 1].logit < r.kept.logits[i]; place--) top[place] = top[place - 1];
+        top[place] = (phi3c_candidate){r.kept.logits[i], r.kept.ids[i]};
     }
+    for (int32_t i = 0; i < n_top; i++) top[i].logit = (float)(top[i].logit - log_sum);
     return (float)(logits[token] - log_sum);
 }

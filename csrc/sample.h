@@ -22,13 +22,14 @@ typedef struct {
 /* Bytes of scratch memory, aligned as malloc does, that the functions below need for n_vocab logits. */
 size_t phi3c_sample_scratch_bytes(int32_t n_vocab);
 
-/* Draws one of n_vocab > 0 tokens; -1 if a logit is NaN or infinite.
+/* Draws one of 0 < n_vocab < 2^20 tokens; -1 if a logit is NaN or infinite.
  *
  * In this order: repeat_penalty on each distinct id among `recent` (ids outside the vocabulary are ignored),
  * top_k, top_p and min_p on the probabilities at temperature 1, temperature, draw. Tokens are ranked by
  * falling logit, the lower id first among equals; every filter keeps a prefix of that ranking, and the draw
- * is the first token at which the running sum of probabilities exceeds the uniform number that (seed,
- * counter) stands for. */
+ * is the first token at which the running sum of weights exceeds the sum of all times the uniform number that
+ * (seed, counter) stands for. A weight is exp((logit - largest logit) / temperature) 2^44, rounded to an integer,
+ * so that sums have one value in whatever order they are taken. */
 int32_t phi3c_sample(const float *logits, int32_t n_vocab, const int32_t *recent, int32_t n_recent,
                      const phi3c_sampling *params, uint64_t seed, uint64_t counter, void *scratch);
 

@@ -126,7 +126,8 @@ def test_sampling_flags_are_the_apis(stand_in: type[StandIn]) -> None:
         "--max-tokens 5 --temperature 0 --top-k 3 --top-p 0.5 --min-p 0.1 --repeat-penalty 1.2 "
         "--repeat-last-n 32 --seed 9 --stop END --stop ###"
     )
-    cli.main(["run", "Hi", *flags.split(), "--n-ctx", "256", "--threads", "2", "--system", "Be brief."])
+    more = "--n-ctx 256 --threads 2 --speculate 8 --system Brief."
+    cli.main(["run", "Hi", *flags.split(), *more.split()])
     expected = SamplingParams(
         max_tokens=5,
         temperature=0.0,
@@ -139,7 +140,9 @@ def test_sampling_flags_are_the_apis(stand_in: type[StandIn]) -> None:
         stop=("END", "###"),
     )
     assert stand_in.calls[1][2]["params"] == expected
-    assert stand_in.calls[1][2]["system"] == "Be brief."
+    assert stand_in.calls[1][2]["system"] == "Brief."
+    loading = stand_in.calls[0][2]
+    assert (loading["n_ctx"], loading["n_threads"], loading["speculate"]) == (256, 2, 8)
     assert stand_in.calls[0][2]["n_ctx"] == 256
     assert stand_in.calls[0][2]["n_threads"] == 2
 

@@ -6,9 +6,9 @@
  * These add up as int16 for as long as they cannot overflow; one vpmaddwd by the scale, which stands in both halves of
  * a lane, then makes them one scaled int32. No sum ever crosses lanes.
  *
- * One to three tokens unpack weights as they multiply. More unpack a super-block to bytes first, 4 KB that stay in L1,
- * and go over it TOKENS at a time: 16 rows times 4 tokens are 8 sums, which leaves registers for weights and
- * activations. Of 2 to 6 tokens, 4 is fastest for every type. */
+ * Few tokens unpack weights as they multiply. Many unpack a super-block to bytes first, 4 KB that stay in L1, and go
+ * over it TOKENS at a time: 16 rows times 4 tokens are 8 sums, which leaves registers for weights and
+ * activations (docs/performance.md has 2, 3, 5 and 6). */
 #include <immintrin.h>
 
 #include "../expf.h"
@@ -333,6 +333,7 @@ INLINE int has_high_plane(const int type) {
 INLINE void quantised_tile(const int type, float *out, const uint8_t *panel, const uint8_t *x, size_t x_stride, int n,
                            int64_t columns) {
     const size_t bytes32 = phi3c_packed_bytes(type, 16, 256) / 8, second_blocks = phi3c_x8_bytes(columns) / 2;
+    const int many = has_high_plane(type) ? TOKENS : 2 * TOKENS; /* tokens that pay for unpacking first */
     memset(out, 0, (size_t)n * 16 * sizeof(float));
     for (int64_t left = columns / 32; left > 0; left -= 8) {
         super_block w; /* not cleared: 2 KB, of which each type uses a part */
@@ -349,7 +350,7 @@ INLINE void quantised_tile(const int type, float *out, const uint8_t *panel, con
         unpack_scales(type, &w, planes, 0);
         unpack_scales(type, &w, planes, 1);
         int t = 0;
-        if (n >= TOKENS) {
+        if (n >= many) {
             unpack_weights(type, bytes, panel, w.n32);
             for (; n - t >= TOKENS; t += TOKENS)
                 multiply_tokens(type, TOKENS, out + t * 16, &w, bytes, x + (size_t)t * x_stride, x_stride,
@@ -357,9 +358,18 @@ INLINE void quantised_tile(const int type, float *out, const uint8_t *panel, con
         } else if (n == 1 && has_high_plane(type))
             for (size_t i = 0; i < bytes32 * 8; i += 64)
                 _mm_prefetch((const char *)panel + 2 * bytes32 * 8 + i, _MM_HINT_T1);
-        for (; n - t >= 2; t += 2)
-            multiply_tokens(type, 2, out + t * 16, &w, NULL, x + (size_t)t * x_stride, x_stride, second_blocks);
-        if (t < n) multiply_tokens(type, 1, out + t * 16, &w, NULL, x + (size_t)t * x_stride, x_stride, second_blocks);
+        if (!has_high_plane(type) && n - t >= TOKENS) {
+            multiply_tokens(type, TOKENS, out, &w, NULL, x, x_stride, second_blocks);
+            t = TOKENS;
+        }
+        float *rest = out + t * 16;
+        const uint8_t *x_rest = x + (size_t)t * x_stride;
+        if (n - t == 3)
+            multiply_tokens(type, 3, rest, &w, NULL, x_rest, x_stride, second_blocks);
+        else if (n - t == 2)
+            multiply_tokens(type, 2, rest, &w, NULL, x_rest, x_stride, second_blocks);
+        else if (n - t == 1)
+            multiply_tokens(type, 1, rest, &w, NULL, x_rest, x_stride, second_blocks);
         panel += bytes32 * (size_t)w.n32;
         x += sizeof(block_x8);
     }

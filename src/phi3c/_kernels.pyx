@@ -580,7 +580,7 @@ cdef class SamplerChain:
         free(self.scratch)
 
     cdef int prepare(self, const float[::1] logits) except -1:
-        check(0 < logits.shape[0] < 1 << 30, "logits")
+        check(0 < logits.shape[0] < 1 << 20, "logits")  # the weights of so many sum to less than 2^64
         cdef size_t n_bytes = c.phi3c_sample_scratch_bytes(logits.shape[0])
         if n_bytes > self.n_bytes:
             self.scratch = grow(self.scratch, n_bytes)

@@ -33,6 +33,8 @@ class Timings:
     generation_ms: float  # from there on
     prompt_tokens: int  # computed in prompt_ms
     generation_tokens: int  # computed in generation_ms
+    draft_n: int = 0  # tokens guessed, with `speculate`
+    draft_n_accepted: int = 0  # of them, those that were right
 
     @property
     def time_to_first_token_ms(self) -> float:

@@ -6,8 +6,10 @@ A step holds the engine's lock, so any number of threads may generate at once; e
 from __future__ import annotations
 
 import threading
+from collections import deque
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from time import perf_counter
 from typing import TypeVar
 
@@ -17,7 +19,8 @@ from numpy.typing import NDArray
 from .cache import PAGE, KVCache
 from .cache import Sequence as CachedSequence
 from .completion import FinishReason, Timings, Usage
-from .errors import ModelClosedError
+from .errors import ModelClosedError, NumericalError
+from .lookup import PromptLookup
 from .phi3 import Phi3, Step
 from .sampling import Sampler, SamplingParams, TokenLogprob
 from .weights import Progress
@@ -31,14 +34,16 @@ class Engine:
     Args:
         phi3: the network.
         n_ctx: longest sequence; the cache keeps as many positions of finished ones for their prefixes.
+        speculate: most tokens a generation drafts per step; 0 for none.
     """
 
-    def __init__(self, phi3: Phi3, n_ctx: int) -> None:
+    def __init__(self, phi3: Phi3, n_ctx: int, speculate: int = 0) -> None:
         config = phi3.config
         cache = KVCache(
             phi3.heads, config.block_count, window=config.sliding_window, spare_pages=-(-n_ctx // PAGE)
         )
         self.n_ctx = n_ctx
+        self.speculate = min(speculate, phi3.n_batch - 1)
         self._parts: tuple[Phi3, KVCache] | None = phi3, cache
         # Reentrant: a Stream may be collected, and release its pages, within a step.
         self._lock = threading.RLock()
@@ -60,6 +65,12 @@ class Engine:
         with self._lock:
             phi3, cache = self._open_parts()
             return use(phi3.forward(steps, cache))
+
+    def accept(self, sequence: CachedSequence, drafts: Sequence[int]) -> None:
+        """These drafts of the sequence's last step were right: it grows by them."""
+        with self._lock:
+            _, cache = self._open_parts()
+            cache.append(sequence, drafts)
 
     def prefill(
         self,
@@ -141,7 +152,10 @@ class Generation:
         self.limit = left if params.max_tokens is None else min(params.max_tokens, left)
         self.n_generated = 0
         self.cached_tokens = 0
+        self.draft_n = self.draft_n_accepted = 0
+        self._lookup = PromptLookup(ids) if engine.speculate else None
         self._sequence: CachedSequence | None = None
+        self._ready: deque[tuple[int, TokenLogprob | None]] = deque()  # chosen, but not yet asked for
         self._last = 0
         self.finished = False
         self.prompt_seconds = self.generation_seconds = 0.0
@@ -154,9 +168,9 @@ class Generation:
             if self._sequence is None:
                 self._sequence = self._engine.open(self._ids)
                 self.cached_tokens = len(self._sequence)
-                token, logprob = self._engine.prefill(self._sequence, self._ids, self._choose, self._progress)
-            else:
-                token, logprob = self._engine.run([Step(self._sequence, (self._last,))], self._choose)
+                self._engine.prefill(self._sequence, self._ids, self._choose, self._progress)
+            elif not self._ready:
+                self._decode(self._sequence)
         except BaseException:
             self.close()
             raise
@@ -164,6 +178,7 @@ class Generation:
             self.prompt_seconds = perf_counter() - started
         else:
             self.generation_seconds += perf_counter() - started
+        token, logprob = self._ready.popleft()
         self._last = token
         finish_reason: FinishReason | None = None
         if token in self._stop_ids:
@@ -195,8 +210,39 @@ class Generation:
             1000 * self.generation_seconds,
             len(self._ids) - self.cached_tokens,
             max(0, self.n_generated - 1),
+            self.draft_n,
+            self.draft_n_accepted,
         )
 
-    def _choose(self, logits: NDArray[np.float32]) -> tuple[int, TokenLogprob | None]:
-        token = self.sampler.sample(logits[0])
-        return token, self.sampler.logprob(logits[0], token) if self._wants_logprobs else None
+    def _decode(self, sequence: CachedSequence) -> None:
+        """One step: the last token, and behind it what the text may go on with, verified in the same pass."""
+        drafts: list[int] = []
+        if self._lookup:
+            most = min(self._engine.speculate, self.limit - self.n_generated - 1)
+            drafts = list(takewhile(lambda token: token not in self._stop_ids, self._lookup.draft(most)))
+        step = Step(sequence, (self._last, *drafts), n_logits=1 + len(drafts), n_drafts=len(drafts))
+        accepted = self._engine.run([step], lambda logits: self._choose(logits, drafts))
+        self._engine.accept(sequence, drafts[:accepted])
+        self.draft_n += len(drafts)
+        self.draft_n_accepted += accepted
+        if self._lookup:
+            self._lookup.settle(len(drafts), accepted)
+
+    def _choose(self, logits: NDArray[np.float32], drafts: Sequence[int] = ()) -> int:
+        """Make the tokens behind the last one and behind each right draft ready; returns how many were right.
+
+        Logits (1 + drafts, vocab) behind a wrong draft answer a question that nobody asks.
+        """
+        for i, row in enumerate(logits):
+            try:
+                token = self.sampler.sample(row)
+            except NumericalError:
+                if i == 0:
+                    raise
+                break  # the tokens before it come first; the next step meets it again
+            self._ready.append((token, self.sampler.logprob(row, token) if self._wants_logprobs else None))
+            if self._lookup:
+                self._lookup.append(token)
+            if i == len(drafts) or token != drafts[i]:
+                break
+        return len(self._ready) - 1

@@ -66,6 +66,8 @@ class Model:
         n_batch: most prompt tokens computed at once; changes speed and memory, never the result.
         kv_type: how keys and values are kept: "f16", or "q8_0", which takes about half the memory and is a
             little less exact (docs/accuracy.md).
+        speculate: most tokens per step that are drafted from repetitions in prompt and answer, and verified
+            together; 0 drafts none. Faster where an answer copies from its prompt; never another result.
         progress: called as progress("pack", bytes done, bytes in all) while weights are packed.
 
     Raises:
@@ -83,11 +85,14 @@ class Model:
         n_threads: int | None = None,
         n_batch: int = 512,
         kv_type: str = "f16",
+        speculate: int = 0,
         progress: Progress | None = None,
     ) -> None:
         started = perf_counter()
         if n_batch < 1:
             raise InvalidParameterError(f"n_batch is {n_batch}; it must be at least 1")
+        if speculate < 0:
+            raise InvalidParameterError(f"speculate is {speculate}; it must be at least 0 (no drafts)")
         self._file = ModelFile(path)
         try:
             self.config = Config.from_gguf(self._file)
@@ -106,7 +111,7 @@ class Model:
         except BaseException:
             self._file.close()
             raise
-        self._engine = Engine(phi3, n_ctx)
+        self._engine = Engine(phi3, n_ctx, speculate)
         self.profile = profile_of(phi3)  # None unless PHI3C_PROFILE is 1
         self.info = ModelInfo(
             path=self._file.path,
@@ -138,6 +143,7 @@ class Model:
         n_threads: int | None = None,
         n_batch: int = 512,
         kv_type: str = "f16",
+        speculate: int = 0,
         progress: Progress | None = None,
     ) -> Model:
         """Load a model by name, downloading it first where it is not in the cache.
@@ -149,7 +155,7 @@ class Model:
             token: for gated repositories; None uses the one `hf auth login` or HF_TOKEN left.
             cache_dir: where downloads are kept; None for the Hub's own cache.
             local_files_only: never touch the network.
-            n_ctx, n_threads, n_batch, kv_type, progress: as for Model.
+            n_ctx, n_threads, n_batch, kv_type, speculate, progress: as for Model.
 
         Raises:
             ModelNotFoundError: no such repository or file; the message lists those that exist.
@@ -168,7 +174,13 @@ class Model:
             progress=progress,
         )
         return cls(
-            path, n_ctx=n_ctx, n_threads=n_threads, n_batch=n_batch, kv_type=kv_type, progress=progress
+            path,
+            n_ctx=n_ctx,
+            n_threads=n_threads,
+            n_batch=n_batch,
+            kv_type=kv_type,
+            speculate=speculate,
+            progress=progress,
         )
 
     @overload

@@ -32,11 +32,16 @@ class Layer:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """New tokens of one sequence, and how many of them, counted from the last, want logits."""
+    """New tokens of one sequence, and how many of them, counted from the last, want logits.
+
+    The last `n_drafts` ids are guesses: their keys and values are written, but the sequence does not grow by
+    them until the caller appends those that were right. What is not appended is overwritten by later steps.
+    """
 
     sequence: CachedSequence
     ids: Sequence[int]
     n_logits: int = 1
+    n_drafts: int = 0
 
 
 class Phi3:
@@ -105,7 +110,7 @@ class Phi3:
         return [*chain.from_iterable(each), self.output]
 
     def forward(self, steps: Sequence[Step], cache: KVCache) -> NDArray[np.float32]:
-        """Compute the steps' tokens, append their keys and values to the cache, return the wanted logits.
+        """Compute the steps' tokens, append all but drafts to the cache, return the wanted logits.
 
         Args:
             steps: at most n_batch tokens in all; prefill chunks and single decode steps mix freely.
@@ -144,7 +149,7 @@ class Phi3:
             k.matmul(x, layer.ffn_down, hidden, n, True, pool)
 
         for step in steps:
-            cache.append(step.sequence, step.ids)
+            cache.append(step.sequence, step.ids[: len(step.ids) - step.n_drafts])
         if self._logits.rows < n:
             self._logits = k.Rows(n, self.config.vocab_size)
         if n:

@@ -58,6 +58,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--kv-type", choices=("f16", "q8_0"), default="f16", help="how keys and values are kept"
     )
     parser.add_argument("--threads", type=int, metavar="N", help="compute threads (see `phi3c doctor`)")
+    parser.add_argument(
+        "--speculate",
+        type=int,
+        default=0,
+        metavar="N",
+        help="draft up to N tokens a step where the text repeats itself: the same text sooner (default: 0)",
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of streaming text")
     parser.add_argument("--stats", action="store_true", help="print speed and memory to stderr")
 
@@ -81,7 +88,12 @@ def main(args: argparse.Namespace) -> int:
     with ProgressBar() as bar:
         path = hub.resolve(name, progress=bar)
         with Model(
-            path, n_ctx=args.n_ctx, n_threads=args.threads, kv_type=args.kv_type, progress=bar
+            path,
+            n_ctx=args.n_ctx,
+            n_threads=args.threads,
+            kv_type=args.kv_type,
+            speculate=args.speculate,
+            progress=bar,
         ) as model:
             stream = _start(model, args, prompt, params, bar)
             if not args.json:
@@ -161,6 +173,7 @@ def _print_stats(completion: Completion) -> None:
         "load": f"{timings.load_ms:.0f} ms",
         "prompt": f"{usage.prompt_tokens} tokens, {timings.prompt_tokens_per_second:.1f} tok/s",
         "generation": f"{usage.completion_tokens} tokens, {timings.generation_tokens_per_second:.1f} tok/s",
+        "drafts": f"{timings.draft_n} tokens, {timings.draft_n_accepted} accepted",
         "first token": f"{timings.time_to_first_token_ms:.0f} ms",
         "peak memory": "unknown" if peak is None else f"{peak / 1e6:.0f} MB",
         "finish reason": f"{completion.finish_reason} ({completion.stop_detail})",
