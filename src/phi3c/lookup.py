@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 NGRAM = 3  # tokens that have to agree before a draft is made
-PRICE = 0.55  # steps that one more row in a step takes, 0.43 to 0.55 on AVX2 (docs/performance.md)
+PRICE = 0.55  # steps that one more row in a step takes, 0.3 to 0.55 on AVX2 (docs/performance.md)
 START = 1.0  # steps in the purse at first: what an answer that never repeats may lose
 ALLOWANCE = 0.01  # steps a token adds: the share of the time that a long one may lose
 MOST = 12.0  # steps the purse holds, so that a text which ceases to repeat itself loses no more
