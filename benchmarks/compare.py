@@ -1,7 +1,7 @@
 """phi3c and llama.cpp by turns on the same file, in one run: A B A B, each in a process of its own.
 
 usage: python benchmarks/compare.py MODEL.gguf --peer PYTHON [--threads 2] [--repetitions 5] [--packed FILE]
-                                    [--tests pp512,pp3500,tg32@d0,tg32@d2000,tg32@d3500,tg32x4@d0,load]
+                                    [--tests load,pp512,tg32,tg32x4,pp3500:1,tg16@d3500]
 
 PYTHON is an interpreter that can import llama_cpp, built natively from the llama-cpp-python sdist:
 
@@ -9,11 +9,11 @@ PYTHON is an interpreter that can import llama_cpp, built natively from the llam
 
 The peer runs four times over, with and without weight repacking and with flash attention on and off; each
 test counts the best of the four. Prompts are pseudo-random ids, the same for all. A test is repeated in
-rounds: every engine once, then every engine again. Prints a Markdown table: tokens per second (median over
-rounds) and the median of the ratios within a round, with the least and the greatest. A `ppN` behind a depth
-computes N tokens after it; `tgN@dD` generates N tokens one by one behind D; `xK` K sequences together.
-`load` is the time from opening the file to the first logits of a one-token prompt, in a fresh process, file
-in the page cache; `resident` is the memory of that process then.
+rounds: every engine once, then every engine again; `:N` behind a name asks for N rounds of it. Prints a
+Markdown table: tokens per second (median over rounds) and the median of the ratios within a round, with the
+least and the greatest. A `ppN` behind a depth computes N tokens after it; `tgN@dD` generates N tokens one by
+one behind D; `xK` K sequences together. `load` is the time from opening the file to the first logits of a
+one-token prompt, in a fresh process, file in the page cache; `resident` is the memory of that process then.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from statistics import median
 from time import perf_counter
 from typing import Protocol
 
-TESTS = "load,pp512,pp3500,tg32,tg32@d2000,tg32@d3500,tg32x4,tg32x8"
+TESTS = "load,pp512,tg32,tg32x4,tg32x8,pp3500:1,tg16@d3500,tg16@d2000"
 VOCAB = 32000
 BATCH = 512  # prompt tokens computed at once, by both
 PEERS = {
@@ -55,7 +55,7 @@ class Test:
     def parse(cls, name: str) -> Test:
         match = re.fullmatch(r"(pp|tg)(\d+)(?:x(\d+))?(?:@d(\d+))?", name)
         if not match:
-            raise argparse.ArgumentTypeError(f"{name!r}: write pp512, tg32, tg32@d2000 or tg32x4")
+            raise SystemExit(f"error: {name!r}: write pp512, tg32, tg32@d2000 or tg32x4")
         kind, n, sequences, depth = match.groups()
         pp, tg = (int(n), 0) if kind == "pp" else (0, int(n))
         return cls(pp, tg, int(sequences or 1), int(depth or 0))
@@ -264,8 +264,12 @@ def main() -> None:
     args = parser.parse_args()
 
     names = args.tests.split(",")
-    tests = {name: Test.parse(name) for name in names if name != "load"}
-    longest = max([BATCH, *(t.sequences * (t.depth + t.pp + t.tg) for t in tests.values())])
+    tests: dict[str, tuple[Test, int]] = {}
+    for name in names:
+        test, _, repetitions = name.partition(":")
+        if test != "load":
+            tests[test] = Test.parse(test), int(repetitions or args.repetitions)
+    longest = max([BATCH, *(t.sequences * (t.depth + t.pp + t.tg) for t, _ in tests.values())])
     settings = {"path": args.model, "threads": args.threads, "longest": longest}
 
     print("| test | unit | phi3c | llama.cpp, best | ratio (least-greatest) | " + ", ".join(PEERS) + " |")
@@ -290,11 +294,11 @@ def main() -> None:
     if tests:
         engines = {"phi3c": Engine(sys.executable, settings)}
         engines |= {peer: Engine(args.peer, {**settings, **options}) for peer, options in PEERS.items()}
-        for name, test in tests.items():
+        for name, (test, repetitions) in tests.items():
             for engine in engines.values():
                 engine.run(Test(min(test.pp, 32), min(test.tg, 2), test.sequences, test.depth))  # warm up
             speed: dict[str, list[float]] = {key: [] for key in engines}
-            for _ in rounds(name, args.repetitions):
+            for _ in rounds(name, repetitions):
                 for key, engine in engines.items():
                     speed[key].append(test.n_tokens / engine.run(test))
             row(name, "tok/s", "phi3c", speed, less_is_better=False, form=".2f")
