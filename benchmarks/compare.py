@@ -13,7 +13,7 @@ rounds: every engine once, then every engine again; `:N` behind a name asks for 
 Markdown table: tokens per second (median over rounds) and the median of the ratios within a round, with the
 least and the greatest. A `ppN` behind a depth computes N tokens after it; `tgN@dD` generates N tokens one by
 one behind D; `xK` K sequences together. `load` is the time from opening the file to the first logits of a
-one-token prompt, in a fresh process, file in the page cache; `resident` is the memory of that process then.
+one-token prompt, in a fresh process, file in the page cache; `resident` is the memory of that process then, `peak` the most until then.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ import argparse
 import json
 import os
 import re
+import resource
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -194,7 +195,9 @@ def serve(settings: dict[str, object]) -> None:
     started = perf_counter()
     worker: Worker = engine(settings["path"], settings["threads"], settings["longest"], **options)  # type: ignore[arg-type]
     worker.run(Test(1, 0, 1, 0))
-    print(json.dumps({"seconds": perf_counter() - started, "resident": resident()}), flush=True)
+    seconds = perf_counter() - started
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    print(json.dumps({"seconds": seconds, "resident": resident(), "peak": peak}), flush=True)
     for line in sys.stdin:
         print(json.dumps({"seconds": worker.run(Test(*json.loads(line)))}), flush=True)
 
@@ -206,7 +209,7 @@ class Engine:
         command = [python, str(Path(__file__).resolve()), "--serve", json.dumps(settings)]
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         answer = self._answer()
-        self.load_seconds, self.resident = answer["seconds"], answer["resident"]
+        self.load_seconds, self.resident, self.peak = answer["seconds"], answer["resident"], answer["peak"]
 
     def run(self, test: Test) -> float:
         assert self.process.stdin
@@ -272,11 +275,12 @@ def main() -> None:
     longest = max([BATCH, *(t.sequences * (t.depth + t.pp + t.tg) for t, _ in tests.values())])
     settings = {"path": args.model, "threads": args.threads, "longest": longest}
 
-    print("| test | unit | phi3c | llama.cpp, best | ratio (least-greatest) | " + ", ".join(PEERS) + " |")
+    print("| test | unit | phi3c | best peer | ratio (least-greatest) | " + "; ".join(PEERS) + " |")
     print("|---|---|---|---|---|---|")
     if "load" in names:
         load: dict[str, list[float]] = {name: [] for name in ["phi3c", "packed", *PEERS]}
         memory: dict[str, list[float]] = {name: [] for name in load}
+        peak: dict[str, list[float]] = {name: [] for name in load}
         for _ in rounds("load", args.repetitions):
             started = [("phi3c", sys.executable, settings)]
             if args.packed:
@@ -287,10 +291,12 @@ def main() -> None:
                 engine.close()
                 load[name].append(engine.load_seconds)
                 memory[name].append(engine.resident / 1e9)
+                peak[name].append(engine.peak / 1e9)
         row("load", "s", "phi3c", load, less_is_better=True, form=".2f")
         if args.packed:
             row("load, packed", "s", "packed", load, less_is_better=True, form=".2f")
         row("resident", "GB", "phi3c", memory, less_is_better=True, form=".2f")
+        row("peak", "GB", "phi3c", peak, less_is_better=True, form=".2f")
     if tests:
         engines = {"phi3c": Engine(sys.executable, settings)}
         engines |= {peer: Engine(args.peer, {**settings, **options}) for peer, options in PEERS.items()}

@@ -8,9 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from hypothesis import settings
 
 if TYPE_CHECKING:
     from phi3c import Model
+
+settings.register_profile("phi3c", deadline=None)  # tests assert no times
+settings.load_profile("phi3c")
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 

@@ -203,7 +203,7 @@ def assert_same(left: Value, right: Value) -> None:
         np.testing.assert_array_equal(left, right, strict=True)  # NaN equals NaN
 
 
-@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     metadata=METADATA,
     tensors=tensor_lists(),
@@ -447,7 +447,7 @@ def test_a_file_cut_at_any_byte_is_a_load_error(tmp_path: Path) -> None:
         assert isinstance(caught.value, NotGGUFError if length < 4 else TruncatedFileError), length
 
 
-@settings(deadline=None, max_examples=500, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=500, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     flips=st.dictionaries(st.integers(0, len(small_model()) - 1), st.integers(0, 255), min_size=1, max_size=4)
 )
@@ -464,7 +464,7 @@ def test_changed_bytes_raise_load_errors_or_parse(tmp_path: Path, flips: dict[in
             assert file.data(name).size == info.n_bytes == n_bytes(info.shape, info.type)
 
 
-@settings(deadline=None, max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(n_tensors=st.integers(0, 3), n_pairs=st.integers(0, 3), rest=st.binary(max_size=200))
 def test_random_bytes_after_the_header_raise_load_errors_or_parse(
     tmp_path: Path, n_tensors: int, n_pairs: int, rest: bytes

@@ -330,7 +330,7 @@ def test_a_file_cut_short_is_refused(packed: Path, tmp_path: Path) -> None:
             phi3c.Model(path)
 
 
-@settings(deadline=None, max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(flips=st.dictionaries(st.floats(0, 1, exclude_max=True), st.integers(0, 255), min_size=1, max_size=4))
 def test_changed_bytes_are_refused_or_stay_inside_the_file(
     packed: Path, tmp_path: Path, flips: dict[float, int]

@@ -95,7 +95,7 @@ options = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(
     options=options,
     n=st.integers(1, 400),
@@ -129,7 +129,7 @@ def test_draws_what_the_reference_draws(options, n, scale, levels, noise, n_prom
     ids=str,
 )
 @pytest.mark.parametrize("scale", [0.01, 1.5, 6.0])
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(seed=st.integers(0, 2**32))
 def test_large_vocabulary(n, options, scale, seed):
     params = SamplingParams(seed=seed, **options)
@@ -255,7 +255,7 @@ def test_seed_is_reported_and_drawn_when_absent():
 # -- log-probabilities
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(
     n=st.integers(1, 2000),
     scale=st.sampled_from([0.0, 1.0, 50.0, 1e30]),
@@ -385,7 +385,7 @@ def cut(text: str, stops: Sequence[str]) -> tuple[str, str | None]:
 few_letters = st.text(alphabet="ab", min_size=1, max_size=6)
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=500)
 @given(pieces=st.lists(few_letters, max_size=10), stops=st.lists(few_letters, max_size=3))
 def test_stop_strings_are_found_and_no_more_is_withheld_than_needed(pieces, stops):
     matcher = StopMatcher(stops)

@@ -310,7 +310,7 @@ def phi3(path: Path) -> Iterator[Phi3]:
         yield Phi3(file, Config.from_gguf(file), _kernels.Pool(2), n_batch=1024)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     steps=st.lists(
         st.tuples(st.integers(1, 90), st.integers(0, 80), st.integers(0, 80)), min_size=1, max_size=5

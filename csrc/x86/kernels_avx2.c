@@ -328,10 +328,14 @@ INLINE int has_high_plane(const int type) {
     return type == PHI3C_Q5_0 || type == PHI3C_Q5_1 || type == PHI3C_Q3_K || type == PHI3C_Q5_K || type == PHI3C_Q6_K;
 }
 
-/* Types that read their planes in an order which the hardware fetches ahead badly. With one token, asking for the
- * super-block after next makes q6_K 1.8 and q5_0 1.7 times as fast from memory, q3_K 0.98, but q5_K, which goes through
- * its planes in order, 0.82 to 0.91 times, and those of one plane 0.82 to 1.06 times (docs/performance.md). */
-INLINE int fetches_ahead(const int type) { return has_high_plane(type) && type != PHI3C_Q5_K; }
+/* Whether to ask for the super-block after next, into L2. With less than TOKENS tokens the hardware fetches ahead well
+ * but for types that go to and fro between their planes: q6_K gains 1.6 to 2.0, q5_0 1.6, q3_K 1.0; q5_K, which goes
+ * through them in order, and types of one plane lose up to a third. More tokens pause the stream of weights for longer
+ * than the hardware waits: q4_K, q5_K and q4_0 gain 1.1 to 1.3, q6_K 1.4 to 1.7, q8_0 0.8 to 1.1
+ * (docs/performance.md). */
+INLINE int fetches_ahead(const int type, int n) {
+    return n < TOKENS ? has_high_plane(type) && type != PHI3C_Q5_K : type != PHI3C_Q8_0;
+}
 
 INLINE void quantised_tile(const int type, float *out, const uint8_t *panel, const uint8_t *x, size_t x_stride, int n,
                            int64_t columns) {
@@ -352,15 +356,16 @@ INLINE void quantised_tile(const int type, float *out, const uint8_t *panel, con
             planes = panel + (type == PHI3C_Q6_K ? 32 : 64);
         unpack_scales(type, &w, planes, 0);
         unpack_scales(type, &w, planes, 1);
+        if (fetches_ahead(type, n))
+            for (size_t i = 0; i < bytes32 * 8; i += 64)
+                _mm_prefetch((const char *)panel + 2 * bytes32 * 8 + i, _MM_HINT_T1);
         int t = 0;
         if (n >= many) {
             unpack_weights(type, bytes, panel, w.n32);
             for (; n - t >= TOKENS; t += TOKENS)
                 multiply_tokens(type, TOKENS, out + t * 16, &w, bytes, x + (size_t)t * x_stride, x_stride,
                                 second_blocks);
-        } else if (n == 1 && fetches_ahead(type))
-            for (size_t i = 0; i < bytes32 * 8; i += 64)
-                _mm_prefetch((const char *)panel + 2 * bytes32 * 8 + i, _MM_HINT_T1);
+        }
         if (!has_high_plane(type) && n - t >= TOKENS) {
             multiply_tokens(type, TOKENS, out, &w, NULL, x, x_stride, second_blocks);
             t = TOKENS;
