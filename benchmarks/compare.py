@@ -13,7 +13,8 @@ rounds: every engine once, then every engine again; `:N` behind a name asks for 
 Markdown table: tokens per second (median over rounds) and the median of the ratios within a round, with the
 least and the greatest. A `ppN` behind a depth computes N tokens after it; `tgN@dD` generates N tokens one by
 one behind D; `xK` K sequences together. `load` is the time from opening the file to the first logits of a
-one-token prompt, in a fresh process, file in the page cache; `resident` is the memory of that process then, `peak` the most until then.
+one-token prompt, in a fresh process, file in the page cache; `resident` is the memory of that process then,
+`peak` the most until then.
 """
 
 from __future__ import annotations
