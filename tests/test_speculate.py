@@ -17,8 +17,8 @@ import phi3c
 from phi3c import _kernels
 from phi3c.cache import PAGE, KVCache
 from phi3c.config import Config
-from phi3c.gguf import GGUFFile
 from phi3c.lookup import MOST, NGRAM, PRICE, START, PromptLookup
+from phi3c.packed import ModelFile
 from phi3c.phi3 import Phi3, Step
 
 # -- drafts
@@ -306,7 +306,7 @@ def test_fewer_than_no_drafts_are_refused(path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def phi3(path: Path) -> Iterator[Phi3]:
-    with GGUFFile(path) as file:
+    with ModelFile(path) as file:
         yield Phi3(file, Config.from_gguf(file), _kernels.Pool(2), n_batch=1024)
 
 
