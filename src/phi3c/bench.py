@@ -159,9 +159,8 @@ class Benchmark(AbstractContextManager["Benchmark"]):
             repetitions: how often it is timed, after one run that is not.
             progress: called as progress(stage, tokens done, tokens in all) between the runs.
         """
-        self.phi3.pool = self._pools[
-            max(self._pools)
-        ]  # what comes before the clock starts: as fast as may be
+        # what comes before the clock starts: as fast as may be
+        self.phi3.pool = self._pools[max(self._pools)]
         for i in range(workload.n_parallel):
             self._engine.release(self._at_depth(i, workload.n_depth, progress))
         pool = self.phi3.pool = self._pools[n_threads]
