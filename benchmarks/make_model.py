@@ -1,6 +1,6 @@
 """Write a full-size synthetic Phi-3-mini-4k: its geometry and tensor types, random weights.
 
-usage: python benchmarks/make_model.py OUT.gguf [--type q4_k_m|q4_0|q8_0] [--layers 32]
+usage: python benchmarks/make_model.py OUT.gguf [--type q4_k_m|q4_0|q8_0|iq4_xs|iq4_nl] [--layers 32]
 
 Speed and memory do not depend on the values of weights. The vocabulary is a small one padded to the model's
 32064 entries, so that texts can be tokenised; what the model answers is noise. Needs as much memory as the
@@ -25,14 +25,14 @@ from models import tokenizer_metadata
 from phi3c.gguf import GGMLType, write_gguf
 
 D, FFN, HEADS, VOCAB, CONTEXT, WINDOW = 3072, 8192, 32, 32064, 4096, 2047
-FILE_TYPE = {"q4_k_m": 15, "q4_0": 2, "q8_0": 7}
+FILE_TYPE = {"q4_k_m": 15, "q4_0": 2, "q8_0": 7, "iq4_xs": 30, "iq4_nl": 25}
 Tensor = tuple[str, tuple[int, ...], GGMLType, NDArray[np.uint8]]
 
 
 def tensor_types(kind: str, name: str, layer: int, layers: int) -> str:
     """Type of a matrix; q4_k_m spends more bits where llama.cpp's rule of that name does."""
     if kind != "q4_k_m":
-        return "Q6_K" if name == "output" and kind == "q4_0" else kind.upper()
+        return "Q6_K" if name == "output" and kind != "q8_0" else kind.upper()
     more_bits = layer < layers // 8 or layer >= 7 * layers // 8 or (layer - layers // 8) % 3 == 2
     if name == "output" or (name == "ffn_down" and more_bits):
         return "Q6_K"

@@ -16,6 +16,7 @@ typedef struct { f16 d, m; uint8_t qs[16]; } block_q4_1;                    /* w
 typedef struct { f16 d; uint8_t qh[4]; uint8_t qs[16]; } block_q5_0;        /* w = d (q - 16) */
 typedef struct { f16 d, m; uint8_t qh[4]; uint8_t qs[16]; } block_q5_1;     /* w = d q + m */
 typedef struct { f16 d; int8_t qs[32]; } block_q8_0;                        /* w = d q */
+typedef struct { f16 d; uint8_t qs[16]; } block_iq4_nl;                     /* w = d iq4_values[q] */
 
 /* 256 weights in groups of 16 or 32, each group with an integer scale (and min) */
 typedef struct { uint8_t scales[16]; uint8_t qs[64]; f16 d, dmin; } block_q2_K;                /* w = d sc q - dmin m */
@@ -23,7 +24,12 @@ typedef struct { uint8_t hmask[32]; uint8_t qs[64]; uint8_t scales[12]; f16 d; }
 typedef struct { f16 d, dmin; uint8_t scales[12]; uint8_t qs[128]; } block_q4_K;               /* w = d sc q - dmin m */
 typedef struct { f16 d, dmin; uint8_t scales[12]; uint8_t qh[32]; uint8_t qs[128]; } block_q5_K; /* as q4_K, bit s of qh[l] worth 16 */
 typedef struct { uint8_t ql[128]; uint8_t qh[64]; int8_t scales[16]; f16 d; } block_q6_K;      /* w = d sc (q - 32) */
+/* qs as those of eight iq4_nl blocks; sc[s] has its low 4 bits in nibble s of scales_l, two more in bit pair s of scales_h */
+typedef struct { f16 d; uint16_t scales_h; uint8_t scales_l[4]; uint8_t qs[128]; } block_iq4_xs; /* w = d (sc - 32) iq4_values[q] */
 // clang-format on
+
+/* What the codes of iq4_nl and iq4_xs stand for: closer to one another where more weights lie. */
+static const int8_t iq4_values[16] = {-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113};
 
 static_assert(sizeof(block_q4_0) == 18, "q4_0");
 static_assert(sizeof(block_q4_1) == 20, "q4_1");
@@ -35,6 +41,8 @@ static_assert(sizeof(block_q3_K) == 110, "q3_K");
 static_assert(sizeof(block_q4_K) == 144, "q4_K");
 static_assert(sizeof(block_q5_K) == 176, "q5_K");
 static_assert(sizeof(block_q6_K) == 210, "q6_K");
+static_assert(sizeof(block_iq4_nl) == 18, "iq4_nl");
+static_assert(sizeof(block_iq4_xs) == 136, "iq4_xs");
 
 /* A group of 32 activations gets a part in the second block when its largest magnitude exceeds OUTLIER times the mean
  * magnitude of its block, or is below the block's largest by a factor of more than FAINT. */
@@ -45,8 +53,8 @@ static_assert(sizeof(block_q6_K) == 210, "q6_K");
  *
  * |q| <= 127, shift is 3 minus the number of times (0 to 3) that a group of 32 could be doubled and still fit the
  * block's range, so d is 1/8 of a plain int8 scale. Bounds: |sum32| <= 32 * 127 * 8 = 32512 fits int16, and a
- * whole block times q6_K weights, 256 * 127 * 32 * 128 * 8 = 1.07e9, fits int32. A short last block is padded
- * with zeros.
+ * whole block times q6_K weights, 256 * 127 * 32 * 128 * 8 = 1.07e9, or iq4_xs weights, 256 * 127 * 127 * 32 * 8 =
+ * 1.06e9, fits int32. A short last block is padded with zeros.
  *
  * A group that holds an outlier would round its other members away, and one that stands beside a very large outlier
  * has fewer than 5 bits left: their bits in `outliers` are set, and what rounding left of them is quantised once

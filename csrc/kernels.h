@@ -56,6 +56,9 @@ static inline uint32_t find_outliers(const block_x8 *block, const float group[8]
 /* Of the keys, or the values, of a kv head in a page of q8_0: 64 positions times head_dim / 32 halves. */
 static inline size_t q8_0_scale_bytes(int head_dim) { return (size_t)(head_dim / 32) * PHI3C_TILE * sizeof(f16); }
 
+/* Whether a quantised type has blocks of 32 columns with a float scale each, not 256 with integer scales. */
+static inline int has_blocks_of_32(int type) { return type <= PHI3C_Q8_0 || type == PHI3C_IQ4_NL; }
+
 /* float <-> half by integers: exact, round to nearest even */
 static inline float f16_to_f32(f16 h) {
     uint32_t sign = (uint32_t)(h & 0x8000) << 16, exponent = (h >> 10) & 31, mantissa = h & 0x3ff, bits;

@@ -31,6 +31,8 @@ const phi3c_layout phi3c_layouts[PHI3C_N_TYPES] = {
     [PHI3C_Q4_K] = {256, 144, 1, {{FIELD_U16, AT(q4_K, d), 1}, {FIELD_U16, AT(q4_K, dmin), 1}, {FIELD_SCALE_MIN, AT(q4_K, scales), 12}, {FIELD_U32, AT(q4_K, qs), 32}}},
     [PHI3C_Q5_K] = {256, 176, 1, {{FIELD_U16, AT(q5_K, d), 1}, {FIELD_U16, AT(q5_K, dmin), 1}, {FIELD_SCALE_MIN, AT(q5_K, scales), 12}, {FIELD_U32, AT(q5_K, qh), 8}, {FIELD_U32, AT(q5_K, qs), 32}}},
     [PHI3C_Q6_K] = {256, 210, 1, {{FIELD_U16, AT(q6_K, d), 1}, {FIELD_U8, AT(q6_K, scales), 16}, {FIELD_U32, AT(q6_K, qh), 16}, {FIELD_U32, AT(q6_K, ql), 32}}},
+    [PHI3C_IQ4_NL] = {32, 18, 8, {{FIELD_U16, AT(iq4_nl, d), 1}, {FIELD_U32, AT(iq4_nl, qs), 4}}},
+    [PHI3C_IQ4_XS] = {256, 136, 1, {{FIELD_U16, AT(iq4_xs, d), 1}, {FIELD_U16, AT(iq4_xs, scales_h), 1}, {FIELD_U8, AT(iq4_xs, scales_l), 4}, {FIELD_U32, AT(iq4_xs, qs), 32}}},
 };
 // clang-format on
 

@@ -16,8 +16,8 @@
 /* ggml's type ids, as stored in GGUF files */
 enum phi3c_type {
     PHI3C_F32 = 0, PHI3C_F16 = 1, PHI3C_Q4_0 = 2, PHI3C_Q4_1 = 3, PHI3C_Q5_0 = 6, PHI3C_Q5_1 = 7, PHI3C_Q8_0 = 8,
-    PHI3C_Q2_K = 10, PHI3C_Q3_K = 11, PHI3C_Q4_K = 12, PHI3C_Q5_K = 13, PHI3C_Q6_K = 14, PHI3C_BF16 = 30,
-    PHI3C_N_TYPES = 31,
+    PHI3C_Q2_K = 10, PHI3C_Q3_K = 11, PHI3C_Q4_K = 12, PHI3C_Q5_K = 13, PHI3C_Q6_K = 14, PHI3C_IQ4_NL = 20,
+    PHI3C_IQ4_XS = 23, PHI3C_BF16 = 30, PHI3C_N_TYPES = 31,
 };
 // clang-format on
 

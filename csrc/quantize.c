@@ -61,6 +61,18 @@ static void dequantize_q6_K(float *out, const block_q6_K *b) {
     }
 }
 
+/* A block of iq4_nl, or a group of iq4_xs with its scale as d. */
+static void dequantize_iq4(float *out, float d, const uint8_t *qs) {
+    for (int i = 0; i < 32; i++) out[i] = d * (float)iq4_values[qs[i % 16] >> (i < 16 ? 0 : 4) & 15];
+}
+
+static void dequantize_iq4_xs(float *out, const block_iq4_xs *b) {
+    for (int s = 0; s < 8; s++) {
+        int sc = (b->scales_l[s / 2] >> (s % 2 * 4) & 15) | (b->scales_h >> (2 * s) & 3) << 4;
+        dequantize_iq4(out + 32 * s, f16_to_f32(b->d) * (float)(sc - 32), b->qs + 16 * s);
+    }
+}
+
 void phi3c_dequantize_row(float *out, const uint8_t *blocks, int type, int64_t columns) {
     int64_t block_columns = phi3c_block_columns(type);
     assert(block_columns && columns % block_columns == 0);
@@ -73,6 +85,8 @@ void phi3c_dequantize_row(float *out, const uint8_t *blocks, int type, int64_t c
             block_q4_K q4_K;
             block_q5_K q5_K;
             block_q6_K q6_K;
+            block_iq4_nl iq4_nl;
+            block_iq4_xs iq4_xs;
             uint8_t bytes[210];
         } b;
         memcpy(&b, blocks, (size_t)phi3c_block_bytes(type));
@@ -91,6 +105,8 @@ void phi3c_dequantize_row(float *out, const uint8_t *blocks, int type, int64_t c
         case PHI3C_Q4_K: dequantize_q4_K(out, b.q4_K.d, b.q4_K.dmin, b.q4_K.scales, NULL, b.q4_K.qs); break;
         case PHI3C_Q5_K: dequantize_q4_K(out, b.q5_K.d, b.q5_K.dmin, b.q5_K.scales, b.q5_K.qh, b.q5_K.qs); break;
         case PHI3C_Q6_K: dequantize_q6_K(out, &b.q6_K); break;
+        case PHI3C_IQ4_NL: dequantize_iq4(out, f16_to_f32(b.iq4_nl.d), b.iq4_nl.qs); break;
+        case PHI3C_IQ4_XS: dequantize_iq4_xs(out, &b.iq4_xs); break;
         default: dequantize_legacy(out, b.bytes, type);
         }
     }

@@ -34,14 +34,17 @@ LAYOUTS: dict[str, np.dtype[np.void]] = {
         [("d", "<f2"), ("dmin", "<f2"), ("scales", "u1", 12), ("qh", "u1", 32), ("qs", "u1", 128)]
     ),
     "Q6_K": np.dtype([("ql", "u1", 128), ("qh", "u1", 64), ("scales", "i1", 16), ("d", "<f2")]),
+    "IQ4_NL": np.dtype([("d", "<f2"), ("qs", "u1", 16)]),
+    "IQ4_XS": np.dtype([("d", "<f2"), ("scales_h", "<u2"), ("scales_l", "u1", 4), ("qs", "u1", 128)]),
 }
 FLOAT_TYPES = ("F32", "F16", "BF16")
 QUANT_TYPES = tuple(name for name in LAYOUTS if name not in FLOAT_TYPES)
+TYPES_OF_32 = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "IQ4_NL")
 
 
 def block_elements(type_name: str) -> int:
-    """Weights per block: 1 for float types, 32 for the legacy types, 256 for K types."""
-    return 1 if type_name in FLOAT_TYPES else 256 if type_name.endswith("_K") else 32
+    """Weights per block: 1 for float types, 32 for TYPES_OF_32, 256 for K types and IQ4_XS."""
+    return 1 if type_name in FLOAT_TYPES else 32 if type_name in TYPES_OF_32 else 256
 
 
 def block_bytes(type_name: str) -> int:
@@ -58,8 +61,9 @@ def dequantize(type_name: str, data: U8, n_elements: int) -> F32:
 def quantize_simple(type_name: str, x: F32) -> U8:
     """Round `x` (any shape, whole blocks) to the nearest code.
 
-    Legacy types follow the format's own formula. K types take each sub-block's range as it is, without the
-    search for better scales that real quantisers do: a little more error, the same kind of weights.
+    Legacy types follow the format's own formula. K types and IQ4 take each sub-block's range as it is,
+    without the search for better scales that real quantisers do: a little more error, the same kind of
+    weights.
     """
     values = np.ascontiguousarray(x, np.float32).reshape(-1, block_elements(type_name))
     fields = _QUANTIZE[type_name](values)
@@ -105,6 +109,8 @@ PANELS: dict[str, list[tuple[str, str]]] = {
     "Q4_K": [("d", "U16"), ("dmin", "U16"), ("scales", "SCALES_MINS"), ("qs", "U32")],
     "Q5_K": [("d", "U16"), ("dmin", "U16"), ("scales", "SCALES_MINS"), ("qh", "U32"), ("qs", "U32")],
     "Q6_K": [("d", "U16"), ("scales", "U8"), ("qh", "U32"), ("ql", "U32")],
+    "IQ4_NL": [("d", "U16"), ("qs", "U32")],
+    "IQ4_XS": [("d", "U16"), ("scales_h", "U16"), ("scales_l", "U8"), ("qs", "U32")],
 }
 
 
@@ -168,7 +174,7 @@ def _ordinary_scales(type_name: str, n: int, rng: np.random.Generator) -> F32:
     if type_name in FLOAT_TYPES:
         return (0.02 * rng.standard_normal(n)).astype(np.float32)
     k_codes = {"Q2_K": 15 * 3, "Q3_K": 32 * 4, "Q4_K": 63 * 15, "Q5_K": 63 * 31, "Q6_K": 128 * 32}
-    largest_code = {"Q8_0": 128, **k_codes}
+    largest_code = {"Q8_0": 128, **k_codes, "IQ4_NL": 127, "IQ4_XS": 32 * 127}
     signs = rng.choice(np.array([-1, 1], np.float32), n)
     return (signs * rng.uniform(0.01, 0.05, n) / largest_code.get(type_name, 16)).astype(np.float32)
 
@@ -261,6 +267,16 @@ def _dequantize_q6_k(blocks: Blocks) -> F32:
     return _scaled(_column(blocks["d"]), scales, codes.astype(np.float32) - 32)
 
 
+IQ4_VALUES = np.array([-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113], np.float32)
+
+
+def _dequantize_iq4_xs(blocks: Blocks) -> F32:
+    low = _unpack(blocks["scales_l"], 4, 1)
+    high = blocks["scales_h"][:, None] >> np.arange(0, 16, 2, dtype=np.uint16) & 3
+    scales = (low | high << 4).astype(np.float32) - 32
+    return _scaled(_column(blocks["d"]), scales, IQ4_VALUES[_unpack(blocks["qs"], 4, 16)])
+
+
 _DEQUANTIZE: dict[str, Callable[[Blocks], F32]] = {
     "F32": lambda b: b["x"].astype(np.float32),
     "F16": lambda b: b["x"].astype(np.float32),
@@ -275,6 +291,8 @@ _DEQUANTIZE: dict[str, Callable[[Blocks], F32]] = {
     "Q4_K": _dequantize_q4_k,
     "Q5_K": _dequantize_q5_k,
     "Q6_K": _dequantize_q6_k,
+    "IQ4_NL": lambda b: _column(b["d"]) * IQ4_VALUES[_unpack(b["qs"], 4, 16)],
+    "IQ4_XS": _dequantize_iq4_xs,
 }
 
 
@@ -400,6 +418,36 @@ def _quantize_q6_k(x: F32) -> Fields:
     }
 
 
+def _nearest_iq4(x: F32) -> Codes:
+    """The code of the value nearest to x."""
+    return np.searchsorted((IQ4_VALUES[1:] + IQ4_VALUES[:-1]) / 2, x).astype(np.uint8)
+
+
+def _iq4_scale(x: F32) -> F32:
+    """What makes the value of largest magnitude on the last axis code 0, that is -127."""
+    return np.take_along_axis(x, np.abs(x).argmax(axis=-1, keepdims=True), axis=-1) / np.float32(-127)
+
+
+def _quantize_iq4_nl(x: F32) -> Fields:
+    d = _half(_iq4_scale(x))
+    return {"d": d[:, 0], "qs": _pack(_nearest_iq4(_ratio(x, d)), 4, 16)}
+
+
+def _quantize_iq4_xs(x: F32) -> Fields:
+    groups = x.reshape(len(x), 8, 32)
+    scales = _iq4_scale(groups)[:, :, 0]
+    d = _half(np.abs(scales).max(axis=1, keepdims=True) / np.float32(31))
+    rounded = np.clip(np.rint(_ratio(scales, d)), -32, 31)
+    codes = _nearest_iq4(_ratio(groups, (d * rounded)[:, :, None]))
+    scale_codes = (rounded + 32).astype(np.uint16)
+    return {
+        "d": d[:, 0],
+        "scales_h": (scale_codes >> 4 << np.arange(0, 16, 2, dtype=np.uint16)).sum(axis=1, dtype=np.uint16),
+        "scales_l": _pack(scale_codes & 15, 4, 1),
+        "qs": _pack(codes.reshape(len(x), -1), 4, 16),
+    }
+
+
 _QUANTIZE: dict[str, Callable[[F32], Fields]] = {
     "F32": lambda x: {"x": x[:, 0]},
     "F16": lambda x: {"x": x[:, 0]},
@@ -414,4 +462,6 @@ _QUANTIZE: dict[str, Callable[[F32], Fields]] = {
     "Q4_K": _quantize_q4_k,
     "Q5_K": _quantize_q5_k,
     "Q6_K": _quantize_q6_k,
+    "IQ4_NL": _quantize_iq4_nl,
+    "IQ4_XS": _quantize_iq4_xs,
 }

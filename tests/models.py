@@ -11,7 +11,7 @@ import numpy as np
 from blocks import block_elements, quantize_simple
 from numpy.typing import NDArray
 
-from phi3c.gguf import GGMLType, GGUFFile, Value, write_gguf
+from phi3c.gguf import GGMLType, GGUFFile, Value, n_bytes, write_gguf
 
 StrPath = str | PathLike[str]
 Types = str | Mapping[str, str]
@@ -105,6 +105,17 @@ def write_tiny_llama(
     }
     write_gguf(path, metadata, _tensors(matrices, layers, width, vocab, tied, types, seed))
     return Path(path)
+
+
+def store_as(src_path: StrPath, dst_path: StrPath, tensor: str, type_name: str) -> Path:
+    """Write a copy in which one tensor is zeros of another type, of those that phi3c refuses too."""
+    with GGUFFile(src_path) as file:
+        tensors = [(t.name, t.shape, t.type, file.data(t.name)) for t in file.tensors.values()]
+        other, shape = GGMLType[type_name], file.tensors[tensor].shape
+        zeros = np.zeros(n_bytes(shape, other), np.uint8)
+        copies = [(tensor, shape, other, zeros) if t[0] == tensor else t for t in tensors]
+        write_gguf(dst_path, file.metadata, copies)
+    return Path(dst_path)
 
 
 def fuse_llama_to_phi3(src_path: StrPath, dst_path: StrPath) -> Path:

@@ -44,11 +44,12 @@ def test_quantize_equals_gguf_byte_for_byte(type_name: str) -> None:
 
 
 # Relative RMS error of uniform rounding over the range of 16 or 32 Gaussian weights, about -2 to 2, is
-# step / sqrt(12); a third on top because scales are rounded too.
+# step / sqrt(12); a third on top because scales are rounded too. IQ4's 15 uneven steps are held to the same.
 @pytest.mark.parametrize(
-    ("type_name", "steps"), [("Q2_K", 3), ("Q3_K", 6), ("Q4_K", 15), ("Q5_K", 31), ("Q6_K", 62)]
+    ("type_name", "steps"),
+    [("Q2_K", 3), ("Q3_K", 6), ("Q4_K", 15), ("Q5_K", 31), ("Q6_K", 62), ("IQ4_NL", 15), ("IQ4_XS", 15)],
 )
-def test_k_quantizers_lose_no_more_than_their_step(type_name: str, steps: int) -> None:
+def test_quantizers_without_a_twin_lose_no_more_than_their_step(type_name: str, steps: int) -> None:
     x = np.random.default_rng(3).standard_normal(64 * 256).astype(np.float32)
     x[:256] = 0
     restored = dequantize(type_name, quantize_simple(type_name, x), x.size)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from models import store_as, write_tiny_phi3
 
 from phi3c import cli, errors
 from phi3c.cli.progress import ProgressBar
@@ -346,6 +348,15 @@ def test_inspect_a_model_that_phi3c_cannot_run(tmp_path: Path, capsys: pytest.Ca
     assert "phi3c runs it  no: " in text
     assert "mamba" in text
     assert "\x1b" not in text
+
+
+def test_inspect_names_a_type_without_kernels(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = write_tiny_phi3(tmp_path / "tiny.gguf", head_dim=64)
+    path = store_as(path, tmp_path / "other.gguf", "output.weight", "IQ2_XS")
+    assert cli.main(["inspect", str(path)]) == 0
+    text = capsys.readouterr().out
+    assert re.search("phi3c runs it  no: .*output.weight is stored as IQ2_XS", text)
+    assert "memory         about" in text  # the rest of what is known is shown all the same
 
 
 def test_inspect_something_else(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -549,11 +549,25 @@ def test_contradictions_are_corrupt_and_located(tmp_path: Path, content: bytes, 
         assert caught.value.offset == offset
 
 
-@pytest.mark.parametrize("type_id", [4, 31, 36, 1000, 2**32 - 1])
-def test_tensor_types_outside_the_format(tmp_path: Path, type_id: int) -> None:
-    with pytest.raises(UnsupportedQuantError, match="'w'") as caught:
+@pytest.mark.parametrize(
+    ("type_id", "name", "advice"),
+    [
+        (4, "Q4_2", "GGUF has dropped.*Q4_K_M"),
+        (5, "Q4_3", "GGUF has dropped.*Q4_K_M"),
+        (31, "Q4_0_4_4", "GGUF has dropped.*Q4_0$"),
+        (32, "Q4_0_4_8", "GGUF has dropped.*Q4_0$"),
+        (33, "Q4_0_8_8", "GGUF has dropped.*Q4_0$"),
+        (36, "IQ4_NL_4_4", "GGUF has dropped.*IQ4_NL$"),
+        (37, "IQ4_NL_4_8", "GGUF has dropped.*IQ4_NL$"),
+        (38, "IQ4_NL_8_8", "GGUF has dropped.*IQ4_NL$"),
+        (1000, "1000", "does not know.*Q4_K_M"),
+        (2**32 - 1, "4294967295", "does not know.*Q4_K_M"),
+    ],
+)
+def test_tensor_types_outside_the_format(tmp_path: Path, type_id: int, name: str, advice: str) -> None:
+    with pytest.raises(UnsupportedQuantError, match=f"'w' is stored in type {name}, .*{advice}") as caught:
         load(tmp_path, file_bytes(records=(record(type_id=type_id),), data=bytes(32)))
-    assert (caught.value.tensor, caught.value.type) == ("w", str(type_id))
+    assert (caught.value.tensor, caught.value.type) == ("w", name)
 
 
 # --- other files ------------------------------------------------------------------------------------------

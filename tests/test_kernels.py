@@ -98,7 +98,7 @@ def with_isa(isa: str, compute: Any) -> Any:
 
 def columns_for(kind: str) -> int:
     """Two super-blocks; the second one short where the type allows it."""
-    return 512 if kind.endswith("_K") else 352
+    return 512 if block_elements(kind) == 256 else 352
 
 
 @pytest.mark.parametrize("kind", LAYOUTS)

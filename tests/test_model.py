@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from blocks import FLOAT_TYPES, LAYOUTS
-from models import Types, fuse_llama_to_phi3, write_tiny_llama, write_tiny_phi3
+from blocks import FLOAT_TYPES, LAYOUTS, TYPES_OF_32
+from models import Types, fuse_llama_to_phi3, store_as, write_tiny_llama, write_tiny_phi3
 from numpy.typing import NDArray
 from oracle import Oracle, compare, load_oracle, log_softmax
 
@@ -22,6 +22,7 @@ import phi3c
 from phi3c import hub
 from phi3c._kernels import available_isas
 from phi3c.cache import KV_TYPES
+from phi3c.gguf import GGMLType
 
 F32 = NDArray[np.float32]
 
@@ -83,7 +84,7 @@ def test_type(tmp_path: Path, type_name: str) -> None:
         assert_close_for_int8(actual, expected)
 
 
-@pytest.mark.parametrize("type_name", ["F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0"])
+@pytest.mark.parametrize("type_name", ["F16", "BF16", *TYPES_OF_32])
 def test_rows_that_end_inside_a_super_block(tmp_path: Path, type_name: str) -> None:
     path = write_tiny_phi3(tmp_path / "tiny.gguf", heads=6, kv_heads=3, head_dim=48, ffn=352, types=type_name)
     ids = random_ids(60)
@@ -109,6 +110,22 @@ def test_mixed_types_of_q4_k_m(tmp_path: Path) -> None:
     assert_close_for_int8(logits_of(path, ids), Oracle(path).logits(ids))
 
 
+def test_mixed_types_of_iq4_xs(tmp_path: Path) -> None:
+    # rows of 288 are no whole blocks of IQ4_XS, whose place IQ4_NL takes
+    types = {
+        "token_embd": "IQ4_NL",
+        "attn_qkv": "IQ4_NL",
+        "attn_output": "IQ4_NL",
+        "ffn_up": "IQ4_NL",
+        "blk.0.ffn_down": "Q5_K",
+        "blk.1.ffn_down": "IQ4_XS",
+        "output": "Q8_0",
+    }
+    path = write_tiny_phi3(tmp_path / "tiny.gguf", heads=6, head_dim=48, ffn=512, types=types)
+    ids = random_ids(100)
+    assert_close_for_int8(logits_of(path, ids), Oracle(path).logits(ids))
+
+
 def test_llama_parts_of_different_types(tmp_path: Path) -> None:
     types = {
         "token_embd": "Q8_0",
@@ -124,6 +141,27 @@ def test_llama_parts_of_different_types(tmp_path: Path) -> None:
     path = write_tiny_llama(tmp_path / "tiny.gguf", head_dim=64, ffn=512, types=types)
     ids = random_ids(100)
     assert_close_for_int8(logits_of(path, ids), Oracle(path).logits(ids))
+
+
+REFUSED = [
+    "IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS", "IQ3_S", "TQ1_0", "TQ2_0", "MXFP4", "NVFP4",
+    "Q1_0", "Q8_1", "Q8_K", "I8", "I16", "I32", "I64", "F64",
+]  # fmt: skip
+
+
+def test_every_type_either_runs_or_is_refused() -> None:
+    assert {type.name for type in GGMLType} == {*LAYOUTS, *REFUSED}
+
+
+@pytest.mark.parametrize("tensor", ["token_embd.weight", "blk.1.attn_qkv.weight"])
+@pytest.mark.parametrize("type_name", REFUSED)
+def test_other_types_are_refused_by_name(tmp_path: Path, type_name: str, tensor: str) -> None:
+    path = write_tiny_phi3(tmp_path / "tiny.gguf", head_dim=64)
+    other = store_as(path, tmp_path / "other.gguf", tensor, type_name)
+    message = f"other.gguf: tensor {tensor} is stored as {type_name}, .*another quantisation.*IQ4_XS"
+    with pytest.raises(phi3c.UnsupportedQuantError, match=message) as caught:
+        phi3c.Model(other)
+    assert (caught.value.tensor, caught.value.type) == (tensor, type_name)
 
 
 GEOMETRIES: dict[str, dict[str, Any]] = {

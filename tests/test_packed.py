@@ -12,10 +12,10 @@ from typing import Any
 import gguf
 import numpy as np
 import pytest
-from blocks import LAYOUTS
+from blocks import LAYOUTS, TYPES_OF_32
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from models import write_tiny_llama, write_tiny_phi3
+from models import store_as, write_tiny_llama, write_tiny_phi3
 from numpy.typing import NDArray
 
 import phi3c
@@ -61,7 +61,7 @@ def test_every_type(tmp_path: Path, type_name: str) -> None:
     assert_same_bits(path, tmp_path / "packed.gguf")
 
 
-@pytest.mark.parametrize("type_name", ["F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0"])
+@pytest.mark.parametrize("type_name", ["F16", "BF16", *TYPES_OF_32])
 def test_rows_that_end_inside_a_super_block(tmp_path: Path, type_name: str) -> None:
     path = write_tiny_phi3(tmp_path / "tiny.gguf", heads=6, kv_heads=3, head_dim=48, ffn=352, types=type_name)
     assert_same_bits(path, tmp_path / "packed.gguf")
@@ -384,17 +384,10 @@ def test_neither_a_folder_nor_the_original_is_replaced(tmp_path: Path) -> None:
 
 
 def test_what_phi3c_does_not_run_is_not_packed(tmp_path: Path) -> None:
-    path = write_tiny_phi3(tmp_path / "tiny.gguf", types={"attn_qkv": "F32"})
-    with GGUFFile(path) as file:
-        tensors = [(t.name, t.shape, t.type, file.data(t.name)) for t in file.tensors.values()]
-        other = np.zeros(128 * 128 // 32 * 18, np.uint8)
-        tensors = [
-            (name, shape, GGMLType.IQ4_NL, other) if "attn_output" in name else (name, shape, type, data)
-            for name, shape, type, data in tensors
-        ]
-        write_gguf(tmp_path / "iq4.gguf", file.metadata, tensors)
-    with pytest.raises(UnsupportedQuantError, match="IQ4_NL"):
-        phi3c.pack(tmp_path / "iq4.gguf", tmp_path / "packed.gguf")
+    path = write_tiny_phi3(tmp_path / "tiny.gguf")
+    other = store_as(path, tmp_path / "other.gguf", "blk.0.attn_output.weight", "MXFP4")
+    with pytest.raises(UnsupportedQuantError, match="MXFP4"):
+        phi3c.pack(other, tmp_path / "packed.gguf")
     assert not (tmp_path / "packed.gguf").exists()
 
 

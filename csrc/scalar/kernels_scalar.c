@@ -36,6 +36,10 @@ INLINE int weight_at(int type, const uint8_t *p, int lane, int s, int c, int n32
     case PHI3C_Q4_1:
         qs = p + n32 * (type == PHI3C_Q4_0 ? 32 : 64) + s * 256;
         return (at(qs, lane, c % 16) >> (c < 16 ? 0 : 4) & 15) - (type == PHI3C_Q4_0 ? 8 : 0);
+    case PHI3C_IQ4_NL:
+    case PHI3C_IQ4_XS:
+        qs = p + (type == PHI3C_IQ4_NL ? n32 * 32 : 32 + 32 + 64) + s * 256;
+        return iq4_values[at(qs, lane, c % 16) >> (c < 16 ? 0 : 4) & 15];
     case PHI3C_Q5_0:
     case PHI3C_Q5_1:
         qh = p + n32 * (type == PHI3C_Q5_0 ? 32 : 64);
@@ -63,6 +67,9 @@ INLINE int scale_of(int type, const uint8_t *p, int lane, int g) {
     case PHI3C_Q6_K: return (int8_t)p[32 + g * 16 + lane];
     case PHI3C_Q3_K: return plane_at(p + 32, g * 16 + lane) - 32;
     case PHI3C_Q2_K: return p[64 + g * 16 + lane] & 15;
+    case PHI3C_IQ4_XS:
+        return ((p[64 + g / 4 * 16 + lane] >> (g / 2 % 2 * 4) & 15) | (half_at(p + 32, lane) >> (g / 2 * 2) & 3) << 4) -
+               32;
     default: return plane_at(p + 64, g / 2 * 16 + lane);
     }
 }
@@ -70,7 +77,8 @@ INLINE int scale_of(int type, const uint8_t *p, int lane, int g) {
 INLINE int min_of(int type, const uint8_t *p, int lane, int g) {
     switch (type) {
     case PHI3C_Q6_K:
-    case PHI3C_Q3_K: return 0;
+    case PHI3C_Q3_K:
+    case PHI3C_IQ4_XS: return 0;
     case PHI3C_Q2_K: return p[64 + g * 16 + lane] >> 4;
     default: return plane_at(p + 64, 128 + g / 4 * 32 + lane * 2 + g / 2 % 2);
     }
@@ -164,7 +172,7 @@ INLINE void quantised_tile(int type, float *out, const uint8_t *panel, const uin
                     block[TOKENS + n_second++] = block[t] + supers;
                 }
             }
-            if (type <= PHI3C_Q8_0) {
+            if (has_blocks_of_32(type)) {
                 legacy_super(type, part, p, block, tokens, n32);
                 legacy_super(type, part + TOKENS, p, block + TOKENS, n_second, n32);
             } else {
@@ -216,6 +224,8 @@ TILE(tile_q3_K, quantised_tile, PHI3C_Q3_K)
 TILE(tile_q4_K, quantised_tile, PHI3C_Q4_K)
 TILE(tile_q5_K, quantised_tile, PHI3C_Q5_K)
 TILE(tile_q6_K, quantised_tile, PHI3C_Q6_K)
+TILE(tile_iq4_nl, quantised_tile, PHI3C_IQ4_NL)
+TILE(tile_iq4_xs, quantised_tile, PHI3C_IQ4_XS)
 
 /* -- activations ------------------------------------------------------------------------------------------ */
 
@@ -394,7 +404,9 @@ const phi3c_kernels phi3c_kernels_scalar = {
              [PHI3C_Q3_K] = tile_q3_K,
              [PHI3C_Q4_K] = tile_q4_K,
              [PHI3C_Q5_K] = tile_q5_K,
-             [PHI3C_Q6_K] = tile_q6_K},
+             [PHI3C_Q6_K] = tile_q6_K,
+             [PHI3C_IQ4_NL] = tile_iq4_nl,
+             [PHI3C_IQ4_XS] = tile_iq4_xs},
     .attend_tile = {[PHI3C_F16] = attend_f16, [PHI3C_Q8_0] = attend_q8_0},
     .quantize_row = quantize_row,
     .rms_norm_row = rms_norm_row,

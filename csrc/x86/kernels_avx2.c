@@ -54,12 +54,22 @@ INLINE __m256i even_odd(__m256i a, __m256i b) { return _mm256_blend_epi16(a, b, 
 /* int32 that fit int16, in both halves of their lanes. */
 INLINE __m256i twice(__m256i v) { return even_odd(v, _mm256_slli_epi32(v, 16)); }
 
+/* Of the K types; of the others they have 16 columns. */
+INLINE int has_groups_of_32(const int type) { return type == PHI3C_Q4_K || type == PHI3C_Q5_K || type == PHI3C_IQ4_XS; }
+
+/* Types whose weights are signed bytes; those of the others are unsigned. */
+INLINE int is_signed(const int type) { return type == PHI3C_Q8_0 || type == PHI3C_IQ4_NL || type == PHI3C_IQ4_XS; }
+
+INLINE __m256i iq4_lookup(__m256i codes) {
+    return _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(load16((const uint8_t *)iq4_values)), codes);
+}
+
 INLINE const block_x8 *token(const uint8_t *x, size_t x_stride, int t) {
     return (const block_x8 *)(x + (size_t)t * x_stride);
 }
 
 /* Columns 4 g to 4 g + 3 of 32-column group `base + j` in a super-block of n32, for half 0 or 1 of the rows. base is 0
- * or 4 for groups of 16, even for q4_K and q5_K. Unsigned, but signed for q8_0. */
+ * or 4 for groups of 16, even for other K types. */
 INLINE __m256i weights4(const int type, const uint8_t *p, int half, int base, const int j, const int g, int n32) {
     const uint8_t *q = p + 32 * half; /* in every array of [16 rows][4] bytes */
     __m256i v;
@@ -67,6 +77,11 @@ INLINE __m256i weights4(const int type, const uint8_t *p, int half, int base, co
     if (type == PHI3C_Q4_0 || type == PHI3C_Q4_1) {
         v = load(q + n32 * (type == PHI3C_Q4_0 ? 32 : 64) + base * 256 + g % 4 * 64);
         return g < 4 ? low_nibbles(v) : high_nibbles(v);
+    }
+    if (type == PHI3C_IQ4_NL || type == PHI3C_IQ4_XS) {
+        const uint8_t *qs = q + (type == PHI3C_IQ4_NL ? n32 * 32 : 32 + 32 + 64);
+        v = load(qs + (base + j) * 256 + g % 4 * 64);
+        return iq4_lookup(g < 4 ? low_nibbles(v) : high_nibbles(v));
     }
     if (type == PHI3C_Q5_0 || type == PHI3C_Q5_1) {
         const uint8_t *qh = q + n32 * (type == PHI3C_Q5_0 ? 32 : 64);
@@ -91,9 +106,9 @@ INLINE __m256i weights4(const int type, const uint8_t *p, int half, int base, co
 }
 
 /* How many vpmaddubsw, of 2 * max(w) * 127 each, an int16 holds: below 2^15 = 32768 are 8 * 3810 for 4 bits,
- * 4 * 7874 for 5, 2 * 16002 for 6, 1 * 32512 for q8_0's -128, and 8 * 1778 for q3_K. */
+ * 4 * 7874 for 5, 2 * 16002 for 6, 1 * 32512 for q8_0's -128, 1 * 32258 for iq4's -127, and 8 * 1778 for q3_K. */
 INLINE int int16_terms(const int type) {
-    return type == PHI3C_Q8_0                                               ? 1
+    return is_signed(type)                                                  ? 1
            : type == PHI3C_Q6_K                                             ? 2
            : type == PHI3C_Q5_0 || type == PHI3C_Q5_1 || type == PHI3C_Q5_K ? 4
                                                                             : 8;
@@ -120,13 +135,13 @@ INLINE void scaled_dot(const int type, const int M, __m256i sum[2][TOKENS], cons
         UNROLL for (int half = 0; half < 2; half++) {
             v[half] = bytes ? load(bytes + ((base + j) * 8 + g) * 64 + half * 32)
                             : weights4(type, w->panel, half, base, j, g, w->n32);
-            if (type == PHI3C_Q8_0) magnitude[half] = _mm256_abs_epi8(v[half]);
+            if (is_signed(type)) magnitude[half] = _mm256_abs_epi8(v[half]);
         }
         UNROLL for (int t = 0; t < M; t++) {
             __m256i a = broadcast32(token(x, x_stride, t)->q + 32 * (base + j) + 4 * g);
             UNROLL for (int half = 0; half < 2; half++) {
                 __m256i product, *c = &chain[half][t];
-                if (type == PHI3C_Q8_0)
+                if (is_signed(type))
                     product = _mm256_maddubs_epi16(magnitude[half], _mm256_sign_epi8(a, v[half]));
                 else
                     product = _mm256_maddubs_epi16(v[half], a);
@@ -146,7 +161,7 @@ INLINE void scaled_dot(const int type, const int M, __m256i sum[2][TOKENS], cons
 INLINE void legacy_super(const int type, const int M, __m256 part[2][TOKENS], const super_block *w,
                          const uint8_t *bytes, const uint8_t *x, size_t x_stride, uint32_t groups) {
     const int bias = type == PHI3C_Q4_0 ? 3 : 4; /* log2; of q4_0 and q5_0 */
-    const int has_min = type == PHI3C_Q4_1 || type == PHI3C_Q5_1, has_bias = !has_min && type != PHI3C_Q8_0;
+    const int has_min = type == PHI3C_Q4_1 || type == PHI3C_Q5_1, has_bias = !has_min && !is_signed(type);
     const __m256i ones[2] = {_mm256_set1_epi16(1), _mm256_set1_epi16(1)};
     UNROLL for (int t = 0; t < M; t++) part[0][t] = part[1][t] = _mm256_setzero_ps();
     for (int s = 0; s < w->n32; s++) {
@@ -167,7 +182,7 @@ INLINE void legacy_super(const int type, const int M, __m256 part[2][TOKENS], co
     }
 }
 
-/* q4_K, q5_K: groups of 32 columns. */
+/* q4_K, q5_K, iq4_xs: groups of 32 columns. */
 INLINE void k32_super(const int type, const int M, __m256 part[2][TOKENS], const super_block *w, const uint8_t *bytes,
                       const uint8_t *x, size_t x_stride, uint32_t groups) {
     __m256i total[2][TOKENS];
@@ -187,16 +202,17 @@ INLINE void k32_super(const int type, const int M, __m256 part[2][TOKENS], const
         }
     }
     UNROLL for (int t = 0; t < M; t++) {
+        UNROLL for (int half = 0; half < 2; half++) part[half][t] =
+            _mm256_mul_ps(w->d[0][half], _mm256_cvtepi32_ps(total[half][t]));
+        if (type == PHI3C_IQ4_XS) continue;
         __m256i minsum[2] = {_mm256_setzero_si256(), _mm256_setzero_si256()};
         UNROLL for (int s = 0; s < 8; s += 2) {
             __m256i sums = broadcast32(&token(x, x_stride, t)->sum32[s]);
             UNROLL for (int half = 0; half < 2; half++) minsum[half] =
                 _mm256_add_epi32(minsum[half], _mm256_madd_epi16(w->min[s][half], sums));
         }
-        UNROLL for (int half = 0; half < 2; half++) {
-            part[half][t] = _mm256_mul_ps(w->d[0][half], _mm256_cvtepi32_ps(total[half][t]));
-            part[half][t] = _mm256_fnmadd_ps(w->m[0][half], _mm256_cvtepi32_ps(minsum[half]), part[half][t]);
-        }
+        UNROLL for (int half = 0; half < 2; half++) part[half][t] =
+            _mm256_fnmadd_ps(w->m[0][half], _mm256_cvtepi32_ps(minsum[half]), part[half][t]);
     }
 }
 
@@ -245,9 +261,9 @@ INLINE void k16_super(const int type, const int M, __m256 part[2][TOKENS], const
 INLINE void multiply_blocks(const int type, const int M, float *out, const super_block *w, const uint8_t *bytes,
                             const uint8_t *x, size_t x_stride, uint32_t groups) {
     __m256 part[2][TOKENS];
-    if (type <= PHI3C_Q8_0)
+    if (has_blocks_of_32(type))
         legacy_super(type, M, part, w, bytes, x, x_stride, groups);
-    else if (type == PHI3C_Q4_K || type == PHI3C_Q5_K)
+    else if (has_groups_of_32(type))
         k32_super(type, M, part, w, bytes, x, x_stride, groups);
     else
         k16_super(type, M, part, w, bytes, x, x_stride, groups);
@@ -282,10 +298,18 @@ INLINE void unpack_planes(uint8_t v[256], const uint8_t *planes) {
     }
 }
 
+/* Of a group of 32: 4 bits in scales_l, two in scales_h. */
+INLINE __m256i iq4_xs_scale(__m128i scales_h, __m128i scales_l, const int s) {
+    __m256i high = _mm256_and_si256(_mm256_srli_epi32(_mm256_cvtepu16_epi32(scales_h), 2 * s), _mm256_set1_epi32(3));
+    __m256i low = _mm256_srli_epi32(_mm256_cvtepu8_epi32(scales_l), s % 2 * 4);
+    low = _mm256_and_si256(low, _mm256_set1_epi32(15));
+    return _mm256_sub_epi32(_mm256_or_si256(low, _mm256_slli_epi32(high, 4)), _mm256_set1_epi32(32));
+}
+
 /* Scales and mins of half the rows. */
 INLINE void unpack_scales(const int type, super_block *w, const uint8_t *planes, const int half) {
     const uint8_t *p = w->panel + half * 16; /* in every array of [16 rows] halves */
-    if (type <= PHI3C_Q8_0) {
+    if (has_blocks_of_32(type)) {
         for (int s = 0; s < w->n32; s++) {
             w->d[s][half] = load_halves(p + s * 32);
             if (type == PHI3C_Q4_1 || type == PHI3C_Q5_1) w->m[s][half] = load_halves(p + (w->n32 + s) * 32);
@@ -298,6 +322,10 @@ INLINE void unpack_scales(const int type, super_block *w, const uint8_t *planes,
         if (type == PHI3C_Q4_K || type == PHI3C_Q5_K) {
             w->scale[s][half] = twice(_mm256_cvtepu8_epi32(load8(planes + s * 16 + half * 8)));
             if (s % 2 == 0) w->min[s][half] = _mm256_cvtepu8_epi16(load16(planes + 128 + s * 16 + half * 16));
+            continue;
+        }
+        if (type == PHI3C_IQ4_XS) {
+            w->scale[s][half] = twice(iq4_xs_scale(load16(p + 32), load8(planes + s / 2 * 16 + half * 8), s));
             continue;
         }
         __m256i scale[2];
@@ -314,7 +342,7 @@ INLINE void unpack_scales(const int type, super_block *w, const uint8_t *planes,
 }
 
 INLINE void unpack_weights(const int type, uint8_t *bytes, const uint8_t *panel, int n32) {
-    const int step = type <= PHI3C_Q8_0 ? 1 : type == PHI3C_Q4_K || type == PHI3C_Q5_K ? 2 : 4; /* see weights4 */
+    const int step = has_blocks_of_32(type) ? 1 : has_groups_of_32(type) ? 2 : 4; /* see weights4 */
     for (int base = 0; base < n32; base += step)
         UNROLL for (int j = 0; j < step; j++) UNROLL for (int g = 0; g < 8; g++) {
             uint8_t *out = bytes + ((base + j) * 8 + g) * 64;
@@ -435,6 +463,8 @@ TILE(tile_q3_K, quantised_tile, PHI3C_Q3_K)
 TILE(tile_q4_K, quantised_tile, PHI3C_Q4_K)
 TILE(tile_q5_K, quantised_tile, PHI3C_Q5_K)
 TILE(tile_q6_K, quantised_tile, PHI3C_Q6_K)
+TILE(tile_iq4_nl, quantised_tile, PHI3C_IQ4_NL)
+TILE(tile_iq4_xs, quantised_tile, PHI3C_IQ4_XS)
 
 /* -- activations ------------------------------------------------------------------------------------------ */
 
@@ -812,7 +842,9 @@ const phi3c_kernels phi3c_kernels_avx2 = {
              [PHI3C_Q3_K] = tile_q3_K,
              [PHI3C_Q4_K] = tile_q4_K,
              [PHI3C_Q5_K] = tile_q5_K,
-             [PHI3C_Q6_K] = tile_q6_K},
+             [PHI3C_Q6_K] = tile_q6_K,
+             [PHI3C_IQ4_NL] = tile_iq4_nl,
+             [PHI3C_IQ4_XS] = tile_iq4_xs},
     .attend_tile = {[PHI3C_F16] = attend_f16, [PHI3C_Q8_0] = attend_q8_0},
     .quantize_row = quantize_row,
     .rms_norm_row = rms_norm_row,

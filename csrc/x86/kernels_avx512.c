@@ -27,6 +27,12 @@ INLINE __m512i bits(__m512i v, int from, int to, int mask) {
     return _mm512_and_si512(v, _mm512_set1_epi8((char)(mask << to)));
 }
 
+/* 128 more than the values of the codes: unsigned, as vpdpbusd takes them. */
+INLINE __m512i iq4_lookup(__m512i codes) {
+    __m512i values = _mm512_broadcast_i32x4(_mm_loadu_si128((const __m128i *)iq4_values));
+    return _mm512_shuffle_epi8(_mm512_xor_si512(values, _mm512_set1_epi8(-128)), codes);
+}
+
 INLINE __m512i broadcast32(const void *p) {
     int32_t four;
     memcpy(&four, p, 4);
@@ -54,6 +60,13 @@ INLINE void unpack32(const int type, __m512i w[8], const uint8_t *p, int s, int 
             __m512i v = load(p + g * 64);
             w[g] = low_nibbles(v);
             w[g + 4] = high_nibbles(v);
+        }
+    } else if (type == PHI3C_IQ4_NL || type == PHI3C_IQ4_XS) {
+        p += (type == PHI3C_IQ4_NL ? n32 * 32 : 32 + 32 + 64) + s * 256;
+        UNROLL for (int g = 0; g < 4; g++) {
+            __m512i v = load(p + g * 64);
+            w[g] = iq4_lookup(low_nibbles(v));
+            w[g + 4] = iq4_lookup(high_nibbles(v));
         }
     } else if (type == PHI3C_Q5_0 || type == PHI3C_Q5_1) {
         const uint8_t *qh = p + n32 * (type == PHI3C_Q5_0 ? 32 : 64), *qs = qh + n32 * 64 + s * 256;
@@ -156,6 +169,38 @@ INLINE void k32_super(const int type, const int M, __m512 part[], const uint8_t 
         _mm512_fnmadd_ps(dmin, _mm512_cvtepi32_ps(minsum[t]), _mm512_mul_ps(d, _mm512_cvtepi32_ps(total[t])));
 }
 
+/* Of a group of 32: 4 bits in scales_l, two in scales_h. */
+INLINE __m512i iq4_xs_scale(const uint8_t *p, int s) {
+    __m512i high = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)(p + 32)));
+    __m512i low = _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)(p + 64 + s / 2 * 16)));
+    high = _mm512_and_si512(_mm512_srli_epi32(high, (unsigned)(2 * s)), _mm512_set1_epi32(3));
+    low = _mm512_and_si512(_mm512_srli_epi32(low, (unsigned)(s % 2 * 4)), _mm512_set1_epi32(15));
+    return _mm512_sub_epi32(_mm512_or_si512(low, _mm512_slli_epi32(high, 4)), _mm512_set1_epi32(32));
+}
+
+/* iq4_xs: groups of 32 columns, each as a block of iq4_nl. */
+INLINE void iq4_xs_super(const int M, __m512 part[], const uint8_t *p, const uint8_t *x, size_t x_stride,
+                         uint32_t groups) {
+    __m512i total[TOKENS];
+    UNROLL for (int t = 0; t < M; t++) total[t] = _mm512_setzero_si512();
+    UNROLL for (int s = 0; s < 8; s++) {
+        if (!(groups >> s & 1)) continue;
+        __m512i w[8], sum[TOKENS];
+        unpack32(PHI3C_IQ4_XS, w, p, s, 8);
+        UNROLL for (int t = 0; t < M; t++) sum[t] =
+            _mm512_slli_epi32(broadcast32(&token(x, x_stride, t)->nsum32[s]), 7);
+        UNROLL for (int g = 0; g < 8; g++) UNROLL for (int t = 0; t < M; t++) sum[t] =
+            dot4(sum[t], w[g], token(x, x_stride, t)->q + 32 * s + 4 * g);
+        __m512i scale = iq4_xs_scale(p, s);
+        UNROLL for (int t = 0; t < M; t++) {
+            __m512i shift = broadcast32(&token(x, x_stride, t)->shift[s]);
+            total[t] = _mm512_add_epi32(total[t], _mm512_sllv_epi32(_mm512_mullo_epi32(sum[t], scale), shift));
+        }
+    }
+    __m512 d = load_halves(p);
+    UNROLL for (int t = 0; t < M; t++) part[t] = _mm512_mul_ps(d, _mm512_cvtepi32_ps(total[t]));
+}
+
 /* q2_K, q3_K, q6_K: groups of 16 columns. */
 INLINE void k16_super(const int type, const int M, __m512 part[], const uint8_t *p, const uint8_t *x, size_t x_stride,
                       uint32_t groups) {
@@ -218,10 +263,12 @@ INLINE void k16_super(const int type, const int M, __m512 part[], const uint8_t 
 /* part[t] of M tokens in one super-block, for the groups of 32 whose bits are set. */
 INLINE void super_block(const int type, const int M, __m512 part[], const uint8_t *p, const uint8_t *x, size_t x_stride,
                         int n32, uint32_t groups) {
-    if (type <= PHI3C_Q8_0)
+    if (has_blocks_of_32(type))
         legacy_super(type, M, part, p, x, x_stride, n32, groups);
     else if (type == PHI3C_Q4_K || type == PHI3C_Q5_K)
         k32_super(type, M, part, p, x, x_stride, groups);
+    else if (type == PHI3C_IQ4_XS)
+        iq4_xs_super(M, part, p, x, x_stride, groups);
     else
         k16_super(type, M, part, p, x, x_stride, groups);
 }
@@ -240,6 +287,8 @@ static NOINLINE __m512 second_part(int type, const uint8_t *p, const uint8_t *x,
     case PHI3C_Q4_K: super_block(PHI3C_Q4_K, 1, part, p, x, 0, n32, groups); break;
     case PHI3C_Q5_K: super_block(PHI3C_Q5_K, 1, part, p, x, 0, n32, groups); break;
     case PHI3C_Q6_K: super_block(PHI3C_Q6_K, 1, part, p, x, 0, n32, groups); break;
+    case PHI3C_IQ4_NL: super_block(PHI3C_IQ4_NL, 1, part, p, x, 0, n32, groups); break;
+    case PHI3C_IQ4_XS: super_block(PHI3C_IQ4_XS, 1, part, p, x, 0, n32, groups); break;
     }
     return part[0];
 }
@@ -329,6 +378,8 @@ TILE(tile_q3_K, PHI3C_Q3_K)
 TILE(tile_q4_K, PHI3C_Q4_K)
 TILE(tile_q5_K, PHI3C_Q5_K)
 TILE(tile_q6_K, PHI3C_Q6_K)
+TILE(tile_iq4_nl, PHI3C_IQ4_NL)
+TILE(tile_iq4_xs, PHI3C_IQ4_XS)
 
 /* -- activations ------------------------------------------------------------------------------------------ */
 
@@ -672,7 +723,9 @@ const phi3c_kernels phi3c_kernels_avx512 = {
              [PHI3C_Q3_K] = tile_q3_K,
              [PHI3C_Q4_K] = tile_q4_K,
              [PHI3C_Q5_K] = tile_q5_K,
-             [PHI3C_Q6_K] = tile_q6_K},
+             [PHI3C_Q6_K] = tile_q6_K,
+             [PHI3C_IQ4_NL] = tile_iq4_nl,
+             [PHI3C_IQ4_XS] = tile_iq4_xs},
     .attend_tile = {[PHI3C_F16] = attend_f16, [PHI3C_Q8_0] = attend_q8_0},
     .quantize_row = quantize_row,
     .rms_norm_row = rms_norm_row,

@@ -92,6 +92,18 @@ class GGMLType(IntEnum):
     Q1_0 = 41
 
 
+# type id -> (its name, the type that took its place): in files of 2023 and 2024
+_DROPPED = {
+    4: ("Q4_2", "Q4_K_M"),
+    5: ("Q4_3", "Q4_K_M"),
+    31: ("Q4_0_4_4", "Q4_0"),
+    32: ("Q4_0_4_8", "Q4_0"),
+    33: ("Q4_0_8_8", "Q4_0"),
+    36: ("IQ4_NL_4_4", "IQ4_NL"),
+    37: ("IQ4_NL_4_8", "IQ4_NL"),
+    38: ("IQ4_NL_8_8", "IQ4_NL"),
+}
+
 # type -> (elements per block, bytes per block)
 BLOCKS: dict[GGMLType, tuple[int, int]] = {
     GGMLType.F32: (1, 4),
@@ -322,11 +334,13 @@ class GGUFFile:
         try:
             type = GGMLType(type_id)
         except ValueError:
+            type_name, instead = _DROPPED.get(type_id, (str(type_id), "Q4_K_M"))
+            verdict = "GGUF has dropped" if type_id in _DROPPED else "this version of phi3c does not know"
             raise UnsupportedQuantError(
-                f"{self.path}: tensor {name!r} has type id {type_id}, dropped from GGUF or newer than "
-                "this version of phi3c; use another quantisation of the model, such as Q4_K_M",
+                f"{self.path}: tensor {name!r} is stored in type {type_name}, which {verdict}; use the model "
+                f"in another quantisation, such as {instead}",
                 name,
-                str(type_id),
+                type_name,
             ) from None
         if fault := _shape_fault(shape, type):
             raise reader.corrupt(f"tensor {name!r}: {fault}", start)

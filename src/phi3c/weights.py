@@ -100,22 +100,22 @@ def matrices(file: ModelFile, config: Config) -> list[TensorInfo]:
     """The tensors that are multiplied with, in the file's order; all others are read as they are.
 
     Raises:
-        UnsupportedQuantError: one is of a type without kernels.
+        UnsupportedQuantError: one, or the embedding, is of a type without kernels.
         UnsupportedModelError: a packed file holds one that is not packed, or has packed another.
     """
     found = []
     for tensor in file.tensors.values():
-        is_looked_up = tensor.name == "token_embd.weight" and not config.tied
-        if is_looked_up or len(tensor.shape) == 1:
+        if len(tensor.shape) == 1:
             continue
         if not _kernels.has_kernels(tensor.type):
             raise UnsupportedQuantError(
-                f"{file.path}: tensor {tensor.name} is stored as {tensor.type.name}, for which phi3c "
-                "has no kernels; use a file of type Q4_K_M, Q8_0 or another type README lists",
+                f"{file.path}: tensor {tensor.name} is stored as {tensor.type.name}, for which phi3c has no "
+                "kernels; use the model in another quantisation, such as Q8_0, Q4_K_M, IQ4_XS or Q2_K",
                 tensor.name,
                 tensor.type.name,
             )
-        found.append(tensor)
+        if tensor.name != "token_embd.weight" or config.tied:
+            found.append(tensor)
     if file.layout and file.packed != {tensor.name for tensor in found}:
         raise UnsupportedModelError(
             f"{file.path}: the packed tensors are not those that phi3c packs; pack the model again"

@@ -80,11 +80,11 @@ static const struct {
     const char *name;
     int type, d, min;
 } types[] = {
-    {"f32", PHI3C_F32, -1, -1},    {"f16", PHI3C_F16, -1, -1},  {"bf16", PHI3C_BF16, -1, -1},
-    {"q4_0", PHI3C_Q4_0, 0, -1},   {"q4_1", PHI3C_Q4_1, 0, 2},  {"q5_0", PHI3C_Q5_0, 0, -1},
-    {"q5_1", PHI3C_Q5_1, 0, 2},    {"q8_0", PHI3C_Q8_0, 0, -1}, {"q2_K", PHI3C_Q2_K, 80, 82},
-    {"q3_K", PHI3C_Q3_K, 108, -1}, {"q4_K", PHI3C_Q4_K, 0, 2},  {"q5_K", PHI3C_Q5_K, 0, 2},
-    {"q6_K", PHI3C_Q6_K, 208, -1},
+    {"f32", PHI3C_F32, -1, -1},    {"f16", PHI3C_F16, -1, -1},      {"bf16", PHI3C_BF16, -1, -1},
+    {"q4_0", PHI3C_Q4_0, 0, -1},   {"q4_1", PHI3C_Q4_1, 0, 2},      {"q5_0", PHI3C_Q5_0, 0, -1},
+    {"q5_1", PHI3C_Q5_1, 0, 2},    {"q8_0", PHI3C_Q8_0, 0, -1},     {"q2_K", PHI3C_Q2_K, 80, 82},
+    {"q3_K", PHI3C_Q3_K, 108, -1}, {"q4_K", PHI3C_Q4_K, 0, 2},      {"q5_K", PHI3C_Q5_K, 0, 2},
+    {"q6_K", PHI3C_Q6_K, 208, -1}, {"iq4_nl", PHI3C_IQ4_NL, 0, -1}, {"iq4_xs", PHI3C_IQ4_XS, 0, -1},
 };
 enum { N_TYPES = sizeof types / sizeof *types };
 

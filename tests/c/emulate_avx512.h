@@ -48,8 +48,11 @@ typedef union {
 #define _mm512_fnmadd_ps emulated_fnmadd_ps
 #define _mm512_max_ps emulated_max_ps
 #define _mm512_abs_ps emulated_abs_ps
+#define _mm512_broadcast_i32x4 emulated_broadcast_i32x4
+#define _mm512_shuffle_epi8 emulated_shuffle_epi8
 #define _mm512_and_si512 emulated_and_si512
 #define _mm512_or_si512 emulated_or_si512
+#define _mm512_xor_si512 emulated_xor_si512
 #define _mm512_add_epi32 emulated_add_epi32
 #define _mm512_sub_epi32 emulated_sub_epi32
 #define _mm512_mullo_epi32 emulated_mullo_epi32
@@ -120,6 +123,12 @@ static inline __m512i _mm512_set1_epi8(char x) {
     return r;
 }
 
+static inline __m512i _mm512_broadcast_i32x4(__m128i a) {
+    __m512i r;
+    for (int i = 0; i < 64; i += 16) memcpy(r.u8 + i, &a, 16);
+    return r;
+}
+
 static inline __m512 _mm512_setzero_ps(void) { return _mm512_set1_ps(0.0f); }
 static inline __m512i _mm512_setzero_si512(void) { return _mm512_set1_epi32(0); }
 
@@ -176,6 +185,17 @@ static inline __m512i _mm512_and_si512(__m512i a, __m512i b) {
 static inline __m512i _mm512_or_si512(__m512i a, __m512i b) {
     LANES a.u32[l] |= b.u32[l];
     return a;
+}
+
+static inline __m512i _mm512_xor_si512(__m512i a, __m512i b) {
+    LANES a.u32[l] ^= b.u32[l];
+    return a;
+}
+
+/* Bytes of a by the low 4 bits of b, from the same 16 bytes; 0 where b's sign bit is set. */
+static inline __m512i _mm512_shuffle_epi8(__m512i a, __m512i b) {
+    for (int i = 0; i < 64; i++) b.u8[i] = b.i8[i] < 0 ? 0 : a.u8[i / 16 * 16 + b.u8[i] % 16];
+    return b;
 }
 
 static inline __m512i _mm512_add_epi32(__m512i a, __m512i b) {

@@ -34,6 +34,7 @@ def main(args: argparse.Namespace) -> int:
     from phi3c.config import Config
     from phi3c.errors import ModelLoadError
     from phi3c.packed import ModelFile
+    from phi3c.weights import matrices
 
     if args.n_ctx is not None and args.n_ctx < 1:
         args.usage_error("--n-ctx must be at least 1")
@@ -43,6 +44,7 @@ def main(args: argparse.Namespace) -> int:
         config, problem = None, None
         try:
             config = Config.from_gguf(file)
+            matrices(file, config)
         except ModelLoadError as error:
             problem = str(error)
         report = describe(file, config, problem, args.n_ctx, with_tensors=args.tensors)
