@@ -132,6 +132,23 @@ void phi3c_rope_append(const phi3c_attention *a, float *qkv, const phi3c_span *s
 void phi3c_attend(phi3c_activation out, const phi3c_attention *a, const float *qkv, const phi3c_span *spans,
                   int n_spans, phi3c_pool *pool);
 
+/* -- scores ----------------------------------------------------------------------------------------------- */
+
+/* out[i] = log(sum_j exp(logits[i][j])) for n rows of n_vocab; NaN where a logit of the row is NaN or infinite. */
+void phi3c_log_sum_exp(double *out, const float *logits, int64_t n, int64_t n_vocab, phi3c_pool *pool);
+
+/* Another model's log-probabilities, about 0 at most: mins[i] + scales[i] steps[i * stride + j] of row i, token j. */
+typedef struct {
+    const uint16_t *steps;
+    int64_t stride;
+    const float *scales, *mins;
+} phi3c_base;
+
+/* out[i] = KL divergence, in nats, of row i from the base: sum_j p[j] (log p[j] - (logits[i][j] - log_sums[i])) over
+ * the base's probabilities p above exp(-16). */
+void phi3c_kl_divergence(double *out, phi3c_base base, const float *logits, const double *log_sums, int64_t n,
+                         int64_t n_vocab, phi3c_pool *pool);
+
 /* -- limits ----------------------------------------------------------------------------------------------- */
 
 /* Read n_bytes of memory, a multiple of 64, every byte once. Returns the XOR of its 32-bit words. */

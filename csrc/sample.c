@@ -6,11 +6,7 @@
  * of few large groups, since weights are integers and their sums the same in any order.
  *
  * One pass takes the maximum of every block of 64 logits. The k-th largest of these maxima bounds the k-th
- * largest logit from below, so with top_k few blocks are ever looked at again.
- *
- * Exponentials are double and made of additions, multiplications and divisions alone, which every platform rounds
- * alike and which vectorise at baseline SSE2. phi3c_expf would not do here: its fmaf is a function call on
- * baseline x86-64. */
+ * largest logit from below, so with top_k few blocks are ever looked at again. */
 #include "sample.h"
 
 #include <assert.h>
@@ -19,80 +15,15 @@
 #include <stdbool.h>
 #include <string.h>
 
+#include "softmax.h"
+
 enum {
-    BLOCK = 64,
-    LANES = 16,      /* strided partial results of a reduction */
+    BLOCK = PHI3C_LOGITS_BLOCK,
     DIGIT_BITS = 11, /* of the radix selection */
     DIGIT_VALUES = 1 << DIGIT_BITS,
 };
 
 /* ---- weights ---- */
-
-/* exp(x) for -707 <= x <= 0, relative error below 1e-12. x = n ln2 + r, Taylor series of exp(r) to r^10. */
-static inline double exp_negative(double x) {
-    const double magic = 0x1.8p52; /* adding it rounds to an integer and leaves that in the low bits */
-    const double shifted = x * 0x1.71547652b82fep+0 + magic;
-    const double n = shifted - magic;
-    const double r =
-        x - n * 0x1.62e42fefa3800p-1 - n * 0x1.ef35793c76730p-45; /* ln2 in two parts; n * upper is exact */
-
-    double p = 1.0 / 3628800;
-    p = p * r + 1.0 / 362880;
-    p = p * r + 1.0 / 40320;
-    p = p * r + 1.0 / 5040;
-    p = p * r + 1.0 / 720;
-    p = p * r + 1.0 / 120;
-    p = p * r + 1.0 / 24;
-    p = p * r + 1.0 / 6;
-    p = p * r + 1.0 / 2;
-    p = p * r + 1.0;
-    p = p * r + 1.0;
-
-    uint64_t exponent, bits;
-    memcpy(&exponent, &shifted, sizeof exponent);
-    memcpy(&bits, &p, sizeof bits);
-    bits += exponent << 52;
-    memcpy(&p, &bits, sizeof p);
-    return p;
-}
-
-/* log(x) for finite x >= 1: x = 2^e m with m in [0.707, 1.414], log(m) = 2 artanh((m - 1) / (m + 1)). */
-static double log_from_1(double x) {
-    uint64_t bits;
-    memcpy(&bits, &x, sizeof bits);
-    const uint64_t e = (bits - 0x3fe6a09e667f3bcd) >> 52; /* bits of sqrt(1/2) */
-    bits -= e << 52;
-    double m;
-    memcpy(&m, &bits, sizeof m);
-
-    const double s = (m - 1.0) / (m + 1.0);
-    double series = 0.0;
-    for (int k = 19; k > 0; k -= 2) series = series * (s * s) + 1.0 / k;
-    return (double)e * 0x1.62e42fefa39efp-1 + 2.0 * s * series;
-}
-
-/* Probabilities relative to the most likely token of n <= BLOCK logits, at least 9e-308. Loops without branches,
- * which compilers vectorise. */
-static inline void relative(double *out, const float *logits, int32_t n, float max, double temperature) {
-    for (int32_t i = 0; i < n; i++) {
-        const double x = ((double)logits[i] - max) / temperature;
-        out[i] = x > -707.0 ? x : -707.0;
-    }
-    for (int32_t i = 0; i < n; i++) out[i] = exp_negative(out[i]);
-}
-
-/* Sum of all relative probabilities: lane j adds the logits j, j + 16, ...; the lanes are joined as a tree. */
-static double total(const float *logits, int32_t n_vocab, float max) {
-    double lane[LANES] = {0}, p[BLOCK];
-    for (int32_t begin = 0; begin < n_vocab; begin += BLOCK) {
-        const int32_t left = n_vocab - begin, n = left < BLOCK ? left : BLOCK;
-        relative(p, logits + begin, n, max, 1.0);
-        for (int32_t i = 0; i < n; i++) lane[i % LANES] += p[i];
-    }
-    for (int width = LANES / 2; width > 0; width /= 2)
-        for (int j = 0; j < width; j++) lane[j] += lane[j + width];
-    return lane[0];
-}
 
 /* Weights of n logits: relative probabilities times 2^44, rounded to integers. Returns their sum, which 2^20
  * weights cannot overflow. */
@@ -101,7 +32,7 @@ static uint64_t weigh(uint64_t *weights, const float *logits, int32_t n, float m
     for (int32_t begin = 0; begin < n; begin += BLOCK) {
         const int32_t count = n - begin < BLOCK ? n - begin : BLOCK;
         double p[BLOCK];
-        relative(p, logits + begin, count, max, temperature);
+        phi3c_relative(p, logits + begin, count, max, temperature);
         for (int32_t i = 0; i < count; i++) p[i] = p[i] * 0x1p44 + 0x1p52; /* the integer in the low bits */
         memcpy(weights + begin, p, (size_t)count * sizeof *p);
         for (int32_t i = 0; i < count; i++) sum += weights[begin + i] &= ((uint64_t)1 << 52) - 1;
@@ -127,25 +58,14 @@ typedef struct {
     token_set kept;
 } ranking;
 
-/* Maximum of each block; false if a logit is NaN or infinite. Integers that sort as the floats do: compilers
- * vectorise their maximum, but not that of floats, which has to care about NaN. */
+/* Maximum of each block; false if a logit is NaN or infinite. */
 static bool find_maxima(ranking *r) {
     r->max = -FLT_MAX;
     bool finite = true;
     for (int32_t b = 0; b < r->n_blocks; b++) {
-        const int32_t begin = b * BLOCK, left = r->n_vocab - begin, n = left < BLOCK ? left : BLOCK;
-        int32_t max = INT32_MIN, overflow = 0;
-        for (int32_t i = 0; i < n; i++) {
-            int32_t bits;
-            memcpy(&bits, r->logits + begin + i, sizeof bits);
-            overflow |= (bits & 0x7f800000) == 0x7f800000;
-            bits ^= bits < 0 ? 0x7fffffff : 0;
-            max = bits > max ? bits : max;
-        }
-        max ^= max < 0 ? 0x7fffffff : 0;
-        memcpy(r->block_max + b, &max, sizeof max);
+        const int32_t begin = b * BLOCK, left = r->n_vocab - begin;
+        r->block_max[b] = phi3c_largest(r->logits + begin, left < BLOCK ? left : BLOCK, &finite);
         r->max = r->block_max[b] > r->max ? r->block_max[b] : r->max;
-        finite = finite && !overflow;
     }
     return finite;
 }
@@ -235,7 +155,7 @@ static void keep_likely(ranking *r, double top_p, double min_p) {
         const uint64_t needed = (uint64_t)ceil(top_p * (double)mass);
         cut_at(s, s->weights, needed == 0 ? 0 : needed < mass ? needed - 1 : mass - 1);
     }
-    if (min_p > 0.0) cut(s, r->max - log_from_1(1.0 / min_p), s->n);
+    if (min_p > 0.0) cut(s, r->max - phi3c_log_from_1(1.0 / min_p), s->n);
 }
 
 static int32_t draw(ranking *r, double temperature, double uniform) {
@@ -323,7 +243,7 @@ float phi3c_top_logprobs(const float *logits, int32_t n_vocab, int32_t token, in
     assert(token >= 0 && token < n_vocab && n_top <= n_vocab);
     ranking r;
     if (!rank(&r, logits, n_vocab, scratch)) return NAN;
-    const double log_sum = r.max + log_from_1(total(logits, n_vocab, r.max));
+    const double log_sum = r.max + phi3c_log_from_1(phi3c_total(logits, n_vocab, r.max));
     if (n_top > 0) keep_best(&r, n_top);
     for (int32_t i = 0; i < n_top; i++) { /* insertion sort; of equals the lower id comes first already */
         int32_t place = i;

@@ -21,6 +21,7 @@ BUILTINS = {
     "UnsupportedQuantError": NotImplementedError,
     "TokenizerError": ValueError,
     "ModelWriteError": OSError,
+    "LogitsFileError": ValueError,
     "InvalidParameterError": ValueError,
     "ContextLengthError": ValueError,
     "ChatTemplateError": ValueError,

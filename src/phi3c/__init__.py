@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .completion import Chunk, Completion, Timings, Usage
     from .cpu import CPUInfo, cpu_info
+    from .divergence import Divergence
     from .errors import (
         ChatTemplateError,
         ContextLengthError,
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
         DownloadError,
         GGUFVersionError,
         InvalidParameterError,
+        LogitsFileError,
         MissingDependencyError,
         ModelClosedError,
         ModelLoadError,
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
         UnsupportedQuantError,
     )
     from .model import Model, ModelInfo, Stream
+    from .perplexity import Estimate, Perplexity, Score
     from .sampling import SamplingParams, TokenLogprob
     from .weights import pack
 
@@ -45,12 +48,14 @@ _HOMES = {
     "model": ("Model", "ModelInfo", "Stream"),
     "completion": ("Chunk", "Completion", "Timings", "Usage"),
     "sampling": ("SamplingParams", "TokenLogprob"),
+    "perplexity": ("Estimate", "Perplexity", "Score"),
+    "divergence": ("Divergence",),
     "cpu": ("CPUInfo", "cpu_info"),
     "errors": (
         "ChatTemplateError", "ContextLengthError", "CorruptGGUFError", "DownloadError", "GGUFVersionError",
-        "InvalidParameterError", "MissingDependencyError", "ModelClosedError", "ModelLoadError",
-        "ModelNotFoundError", "ModelWriteError", "NotGGUFError", "NumericalError", "OutOfMemoryError",
-        "Phi3cError", "TokenizerError", "TruncatedFileError", "UnsupportedModelError",
+        "InvalidParameterError", "LogitsFileError", "MissingDependencyError", "ModelClosedError",
+        "ModelLoadError", "ModelNotFoundError", "ModelWriteError", "NotGGUFError", "NumericalError",
+        "OutOfMemoryError", "Phi3cError", "TokenizerError", "TruncatedFileError", "UnsupportedModelError",
         "UnsupportedQuantError",
     ),
     "weights": ("pack",),
@@ -59,11 +64,12 @@ _HOME = {name: module for module, names in _HOMES.items() for name in names}
 
 __all__ = [
     "CPUInfo", "ChatTemplateError", "Chunk", "Completion", "ContextLengthError", "CorruptGGUFError",
-    "DownloadError", "GGUFVersionError", "InvalidParameterError", "MissingDependencyError", "Model",
-    "ModelClosedError", "ModelInfo", "ModelLoadError", "ModelNotFoundError", "ModelWriteError",
-    "NotGGUFError", "NumericalError", "OutOfMemoryError", "Phi3cError", "SamplingParams", "Stream", "Timings",
-    "TokenLogprob", "TokenizerError", "TruncatedFileError", "UnsupportedModelError",
-    "UnsupportedQuantError", "Usage", "__version__", "cpu_info", "pack",
+    "Divergence", "DownloadError", "Estimate", "GGUFVersionError", "InvalidParameterError",
+    "LogitsFileError", "MissingDependencyError", "Model", "ModelClosedError", "ModelInfo", "ModelLoadError",
+    "ModelNotFoundError", "ModelWriteError", "NotGGUFError", "NumericalError", "OutOfMemoryError",
+    "Perplexity", "Phi3cError", "SamplingParams", "Score", "Stream", "Timings", "TokenLogprob",
+    "TokenizerError", "TruncatedFileError", "UnsupportedModelError", "UnsupportedQuantError", "Usage",
+    "__version__", "cpu_info", "pack",
 ]  # fmt: skip
 
 

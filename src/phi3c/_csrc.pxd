@@ -1,6 +1,6 @@
 # Everything that Python reaches in C, name for name.
 
-from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
 
 cdef extern from "phi3c.h" nogil:
@@ -59,6 +59,15 @@ cdef extern from "phi3c.h" nogil:
                            const float *cosines, const float *sines, phi3c_pool *pool)
     void phi3c_attend(phi3c_activation out, const phi3c_attention *a, const float *qkv,
                       const phi3c_span *spans, int n_spans, phi3c_pool *pool)
+
+    void phi3c_log_sum_exp(double *out, const float *logits, int64_t n, int64_t n_vocab, phi3c_pool *pool)
+    ctypedef struct phi3c_base:
+        const uint16_t *steps
+        int64_t stride
+        const float *scales
+        const float *mins
+    void phi3c_kl_divergence(double *out, phi3c_base base, const float *logits, const double *log_sums,
+                             int64_t n, int64_t n_vocab, phi3c_pool *pool)
 
     uint32_t phi3c_read(const uint8_t *memory, size_t n_bytes, phi3c_pool *pool)
     int64_t phi3c_peak(int64_t n_bursts, phi3c_pool *pool)

@@ -91,6 +91,16 @@ def attend(
 ) -> None: ...
 def read(matrix: Matrix, pool: Pool) -> int: ...
 def peak(n_bursts: int, pool: Pool) -> int: ...
+def log_sum_exp(out: NDArray[np.float64], logits: NDArray[np.float32], pool: Pool) -> None: ...
+def kl_divergence(
+    out: NDArray[np.float64],
+    steps: NDArray[np.uint16],
+    scales: NDArray[np.float32],
+    mins: NDArray[np.float32],
+    logits: NDArray[np.float32],
+    log_sums: NDArray[np.float64],
+    pool: Pool,
+) -> None: ...
 
 class SamplerChain:
     def __init__(

@@ -7,7 +7,7 @@ Objects are not locked: one thread at a time may use a Pool and what is computed
 
 import os
 
-from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, realloc
 from libc.string cimport memmove, memset
 
@@ -560,6 +560,32 @@ def peak(int64_t n_bursts, Pool pool not None) -> int:
     with nogil:
         n = c.phi3c_peak(n_bursts, pool.pool)
     return n
+
+
+# -- scores
+
+def log_sum_exp(double[::1] out not None, const float[:, ::1] logits not None, Pool pool not None) -> None:
+    """out[i] = log of the sum of exp(logits[i]); NaN where a logit of the row is not finite."""
+    cdef Py_ssize_t n = logits.shape[0], n_vocab = logits.shape[1]
+    check(0 < n == out.shape[0] and 0 < n_vocab < 1 << 31, "log_sum_exp")
+    with nogil:
+        c.phi3c_log_sum_exp(&out[0], &logits[0, 0], n, n_vocab, pool.pool)
+
+
+def kl_divergence(double[::1] out not None, const uint16_t[:, :] steps not None,
+                  const float[::1] scales not None, const float[::1] mins not None,
+                  const float[:, ::1] logits not None, const double[::1] log_sums not None,
+                  Pool pool not None) -> None:
+    """out[i] = KL divergence of row i from log-probabilities mins[i] + scales[i] * steps[i]."""
+    cdef Py_ssize_t n = logits.shape[0], n_vocab = logits.shape[1]
+    check(0 < n == out.shape[0] == steps.shape[0] == scales.shape[0] == mins.shape[0] == log_sums.shape[0]
+          and 0 < n_vocab == steps.shape[1] and steps.strides[1] == 2 and steps.strides[0] % 2 == 0,
+          "kl_divergence")
+    cdef c.phi3c_base base
+    base.steps, base.stride = &steps[0, 0], steps.strides[0] // 2
+    base.scales, base.mins = &scales[0], &mins[0]
+    with nogil:
+        c.phi3c_kl_divergence(&out[0], base, &logits[0, 0], &log_sums[0], n, n_vocab, pool.pool)
 
 
 # -- sampling

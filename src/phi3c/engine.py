@@ -16,6 +16,7 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from . import _kernels
 from .cache import PAGE, KVCache
 from .cache import Sequence as CachedSequence
 from .completion import FinishReason, Timings, Usage
@@ -92,21 +93,49 @@ class Engine:
             progress("prompt", len(ids), len(ids))  # a bar is gone before the first token is shown
         return self.run([Step(sequence, ids[len(sequence) :])], use)
 
-    def logits(self, ids: Sequence[int]) -> NDArray[np.float32]:
-        """Logits (len(ids), vocab) behind every token of `ids`."""
-        phi3, _ = self._open_parts()
-        out = np.empty((len(ids), phi3.config.vocab_size), np.float32)
-        sequence = self.open(())
+    @property
+    def vocab_size(self) -> int:
+        """Logits behind a token."""
+        return self._open_parts()[0].config.vocab_size
+
+    @property
+    def pool(self) -> _kernels.Pool:
+        """Threads for work on logits; to be used within a step only."""
+        return self._open_parts()[0].pool
+
+    def read(self, ids: Sequence[int], first: int, use: Callable[[int, NDArray[np.float32]], None]) -> None:
+        """Run through `ids`, n_batch a time, and show the logits behind ids[first] and each id after it.
+
+        Keys and values of ids[:first] may come out of the cache.
+
+        Args:
+            use: called as use(i, logits) with the logits (rows, vocab) behind ids[i], ids[i + 1], ..., which
+                are gone after it.
+        """
+        n_batch = self._open_parts()[0].n_batch
+        sequence = self.open(ids[: first + 1])
         try:
-            for start in range(0, len(ids), phi3.n_batch):
-                chunk = ids[start : start + phi3.n_batch]
+            while len(sequence) < len(ids):
+                start = len(sequence)
+                chunk = ids[start : start + n_batch]
+                end = start + len(chunk)
 
-                def keep(logits: NDArray[np.float32], start: int = start) -> None:
-                    out[start : start + len(logits)] = logits
+                def show(logits: NDArray[np.float32], i: int = max(start, first)) -> None:
+                    if len(logits):
+                        use(i, logits)
 
-                self.run([Step(sequence, chunk, n_logits=len(chunk))], keep)
+                self.run([Step(sequence, chunk, n_logits=max(0, end - max(start, first)))], show)
         finally:
             self.release(sequence)
+
+    def logits(self, ids: Sequence[int]) -> NDArray[np.float32]:
+        """Logits (len(ids), vocab) behind every token of `ids`."""
+        out = np.empty((len(ids), self.vocab_size), np.float32)
+
+        def keep(i: int, logits: NDArray[np.float32]) -> None:
+            out[i : i + len(logits)] = logits
+
+        self.read(ids, 0, keep)
         return out
 
     def close(self) -> None:

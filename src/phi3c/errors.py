@@ -80,10 +80,14 @@ class TokenizerError(ModelLoadError, ValueError):
 
 
 class ModelWriteError(Phi3cError, OSError):
-    """A model file could not be written: no room on the disk, no permission, no such folder."""
+    """A file could not be written: no room on the disk, no permission, no such folder."""
 
     def __str__(self) -> str:
         return str(self.args[0]) if self.args else ""
+
+
+class LogitsFileError(Phi3cError, ValueError):
+    """A file of log-probabilities is none, is damaged, or belongs to a model with other tokens."""
 
 
 class InvalidParameterError(Phi3cError, ValueError):

@@ -23,6 +23,7 @@ from typing import Self, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from phi3c.atomic import replacing
 from phi3c.errors import (
     CorruptGGUFError,
     GGUFVersionError,
@@ -598,21 +599,14 @@ def write_gguf(
         size = n_bytes(shape, type)
         offset += size + -size % alignment
 
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    try:
-        with part.open("wb") as file:
-            file.write(header)
-            file.write(bytes(-len(header) % alignment))
-            for name, shape, type, data in tensors:
-                content = _content(name, shape, type, data() if callable(data) else data)
-                file.write(content.data)
-                file.write(bytes(-content.size % alignment))
-                del content
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
+    with replacing(path) as file:
+        file.write(header)
+        file.write(bytes(-len(header) % alignment))
+        for name, shape, type, data in tensors:
+            content = _content(name, shape, type, data() if callable(data) else data)
+            file.write(content.data)
+            file.write(bytes(-content.size % alignment))
+            del content
 
 
 def _content(name: str, shape: Sequence[int], type: GGMLType, data: Buffer) -> npt.NDArray[np.uint8]:

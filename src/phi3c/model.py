@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import takewhile
 from pathlib import Path
 from time import perf_counter
 from types import TracebackType
@@ -17,9 +18,13 @@ from numpy.typing import NDArray
 from . import _kernels
 from .completion import Chunk, Completion, FinishReason
 from .config import Config
+from .divergence import Divergence, divergence
 from .engine import Engine, Generation
 from .errors import ChatTemplateError, ContextLengthError, InvalidParameterError, TokenizerError
 from .packed import ModelFile
+from .perplexity import Chunk as TextChunk
+from .perplexity import Perplexity, Score, logprobs, perplexity
+from .perplexity import Progress as PerplexityProgress
 from .profile import network, profile_of
 from .sampling import SamplingOptions, SamplingParams, TokenLogprob
 from .stopping import StopMatcher
@@ -301,6 +306,96 @@ class Model:
         self._fits(len(ids), None)
         return self._engine.logits(ids)
 
+    def score(self, text: str | Sequence[int], *, context: str | Sequence[int] | None = None) -> Score:
+        """How likely the model finds a text, token by token.
+
+        Args:
+            text: text, begun with BOS where the model asks for it; or token ids, taken as they are.
+            context: what comes before it, of the same kind: the text's tokens depend on it, and it is not
+                scored. BOS, where the model asks for it, is the beginning of the context. Text is tokenised
+                together with its context; a token that reaches across the border belongs to the text.
+
+        Returns:
+            The ids, and their log-probabilities: as `generate` reports them, before sampling. The first token
+            has one if something comes before it, be it BOS alone.
+
+        Raises:
+            ContextLengthError: more tokens than n_ctx; `perplexity` takes longer texts.
+            InvalidParameterError: a token id is not in the vocabulary; text and context are not of one kind;
+                there is nothing to score.
+            NumericalError: the model produced NaN.
+        """
+        ids, n_context = self._behind(text, context)
+        self._fits(len(ids), None)
+        if len(ids) <= max(n_context, 1):
+            raise InvalidParameterError("there is nothing to score: no token that has another before it")
+        scored = logprobs(self._engine, TextChunk(ids, max(n_context, 1))).tolist()
+        return Score(tuple(ids[n_context:]), (*([None] if n_context == 0 else []), *scored))
+
+    def perplexity(
+        self,
+        text: str | Sequence[int],
+        *,
+        n_ctx: int = 512,
+        stride: int = 0,
+        n_chunks: int | None = None,
+        save_logits: str | os.PathLike[str] | None = None,
+        progress: PerplexityProgress | None = None,
+    ) -> Perplexity:
+        """Perplexity of a text of any length: exp of the mean negative log-probability of its tokens.
+
+        As llama-perplexity defines it, the text is cut into chunks of n_ctx tokens side by side, BOS takes
+        the place of each chunk's first token where the model asks for one, and the tokens behind a chunk's
+        first half and one more are scored. A stride lets chunks overlap, as the Hugging Face guide to
+        perplexity does: every token but the first is scored once.
+
+        Args:
+            text: text, begun with BOS where the model asks for it; or token ids.
+            n_ctx: tokens of a chunk, at most the model's n_ctx.
+            stride: tokens from one chunk to the next, less than n_ctx; 0 for chunks side by side.
+            n_chunks: look at no more than so many.
+            save_logits: write all log-probabilities of the scored tokens to this file, for `divergence` of
+                another model from this one: 2 bytes for each token scored and of the vocabulary.
+            progress: called as progress(tokens read, tokens in all, perplexity so far or None).
+
+        Raises:
+            InvalidParameterError: an argument is out of range, or the text is shorter than a chunk.
+            ModelWriteError: save_logits cannot be written.
+            NumericalError: the model produced NaN.
+        """
+        return perplexity(
+            self._engine,
+            self.tokenizer.encode(text) if isinstance(text, str) else self._checked(text),
+            n_ctx=n_ctx,
+            stride=stride,
+            bos_id=self._bos_id,
+            n_chunks=n_chunks,
+            save_logits=None if save_logits is None else Path(save_logits),
+            progress=progress,
+        )
+
+    def divergence(
+        self,
+        base: str | os.PathLike[str],
+        *,
+        n_chunks: int | None = None,
+        progress: PerplexityProgress | None = None,
+    ) -> Divergence:
+        """KL divergence of this model from another one, and how perplexity and probabilities differ.
+
+        Args:
+            base: the other's log-probabilities of a text: a file that its `perplexity` saved, or
+                llama-perplexity. The text's tokens are in it.
+            n_chunks: look at no more than so many.
+            progress: called as progress(tokens read, tokens in all, perplexity so far or None).
+
+        Raises:
+            LogitsFileError: the file is none, is damaged, or the vocabularies differ.
+            ContextLengthError: its chunks are longer than n_ctx.
+            NumericalError: the model produced NaN.
+        """
+        return divergence(self._engine, base, bos_id=self._bos_id, n_chunks=n_chunks, progress=progress)
+
     def tokenize(self, text: str, *, add_bos: bool | None = None, parse_special: bool = False) -> list[int]:
         """Token ids of a text; add_bos None does what the file says, parse_special reads <|end|> and such."""
         return self.tokenizer.encode(text, add_bos=add_bos, parse_special=parse_special)
@@ -343,6 +438,24 @@ class Model:
                 "use generate() with a prompt in the model's own format"
             )
         return ChatTemplate(source, bos_token=tokenizer.bos_token, eos_token=tokenizer.eos_token)
+
+    @property
+    def _bos_id(self) -> int | None:
+        """What texts begin with, if with anything."""
+        return self.tokenizer.bos_id if self.tokenizer.add_bos else None
+
+    def _behind(
+        self, text: str | Sequence[int], context: str | Sequence[int] | None
+    ) -> tuple[list[int], int]:
+        """Ids of context and text, and how many of them are context."""
+        if isinstance(text, str) and (context is None or isinstance(context, str)):
+            before, ids = self.tokenizer.encode(context or ""), self.tokenizer.encode((context or "") + text)
+            shared = takewhile(lambda pair: pair[0] == pair[1], zip(before, ids, strict=False))
+            return ids, len(list(shared))
+        if isinstance(text, str) or isinstance(context, str):
+            raise InvalidParameterError("text and context must both be text, or both token ids")
+        before = self._checked(context or ())
+        return before + self._checked(text), len(before)
 
     def _checked(self, ids: Sequence[int]) -> list[int]:
         ids = [int(token) for token in ids]

@@ -177,7 +177,7 @@ class Sampler:
         """
         token = self._chain.draw(logits, self._ring[: self._seen], self.seed, self._drawn)
         if token < 0:
-            raise _not_finite(logits)
+            raise not_finite(logits)
         self._drawn += 1
         if self._ring.size:
             self._ring[self._seen % self._ring.size] = token
@@ -193,11 +193,12 @@ class Sampler:
         n_top = min(self._logprobs, logits.size)
         logprob, top = self._chain.top_logprobs(logits, token_id, n_top)
         if math.isnan(logprob):
-            raise _not_finite(logits)
+            raise not_finite(logits)
         return TokenLogprob(token_id, logprob, tuple(top))
 
 
-def _not_finite(logits: NDArray[np.float32]) -> NumericalError:
+def not_finite(logits: NDArray[np.float32]) -> NumericalError:
+    """What is wrong with logits (vocab,) that are not all finite."""
     bad = np.flatnonzero(~np.isfinite(logits))
     first = f", the first of them for token {bad[0]}" if bad.size else ""
     return NumericalError(

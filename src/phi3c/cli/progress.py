@@ -29,8 +29,8 @@ class ProgressBar:
         self._started = 0.0
         self._drawn = 0.0  # time of the last drawing; 0: nothing is on the line
 
-    def __call__(self, stage: str, done: int, total: int) -> None:
-        """Report that `done` of `total` (bytes or tokens) of a stage are behind us."""
+    def __call__(self, stage: str, done: int, total: int, note: str = "") -> None:
+        """Report that `done` of `total` (bytes or tokens) of a stage are behind us; `note` ends the line."""
         if not self._enabled:
             return
         now = time.monotonic()
@@ -45,7 +45,7 @@ class ProgressBar:
             bar = "#" * round(share * WIDTH)
             rate = _rate(stage, done / max(now - self._started, 1e-3))
             label = LABELS.get(stage, stage)
-            self._stream.write(f"\r{label} [{bar:<{WIDTH}}] {share:4.0%} {rate}\x1b[K")
+            self._stream.write(f"\r{label} [{bar:<{WIDTH}}] {share:4.0%} {rate}{note}\x1b[K")
             self._stream.flush()
 
     def close(self) -> None:

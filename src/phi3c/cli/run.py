@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from phi3c.cli.profile import print_profile
 from phi3c.cli.progress import ProgressBar
+from phi3c.cli.text import read_text
 
 if TYPE_CHECKING:
     from phi3c.completion import Completion
@@ -108,7 +109,6 @@ def main(args: argparse.Namespace) -> int:
 
 
 def _read_prompt(args: argparse.Namespace) -> str:
-    """Take the prompt from where the arguments say; a newline at its end is the editor's, not the user's."""
     if args.file is not None and args.prompt is not None:
         args.usage_error("give a PROMPT or -f FILE, not both")
     if args.prompt not in (None, "-"):
@@ -116,17 +116,7 @@ def _read_prompt(args: argparse.Namespace) -> str:
         return prompt
     if args.file is None and args.prompt is None and sys.stdin.isatty():
         args.usage_error("give a PROMPT, or -f FILE, or pipe text in")
-    source = args.file or "standard input"
-    try:
-        data = args.file.read_bytes() if args.file else sys.stdin.buffer.read()
-        return data.decode().removesuffix("\n").removesuffix("\r")
-    except OSError as error:
-        args.usage_error(f"cannot read {source}: {error.strerror}")
-    except UnicodeDecodeError as error:
-        args.usage_error(
-            f"{source} is not UTF-8 text: byte {error.start} is {error.object[error.start]:#04x}"
-        )
-    raise AssertionError("usage_error exits")
+    return read_text(args)
 
 
 def _start(

@@ -1,0 +1,22 @@
+"""Text from a file or from standard input."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+
+def read_text(args: argparse.Namespace) -> str:
+    """What args.file holds, or else standard input; a newline at its end is the editor's, not the user's."""
+    source = args.file or "standard input"
+    try:
+        data = args.file.read_bytes() if args.file else sys.stdin.buffer.read()
+        text: str = data.decode()
+        return text.removesuffix("\n").removesuffix("\r")
+    except OSError as error:
+        args.usage_error(f"cannot read {source}: {error.strerror}")
+    except UnicodeDecodeError as error:
+        args.usage_error(
+            f"{source} is not UTF-8 text: byte {error.start} is {error.object[error.start]:#04x}"
+        )
+    raise AssertionError("usage_error exits")
