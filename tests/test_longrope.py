@@ -71,7 +71,8 @@ def relative_error(actual: F32, expected: F32) -> float:
 GEOMETRIES: dict[str, dict[str, Any]] = {
     "all rotated": {},
     "24 heads of 128 share 8, 96 rotated, tied": {
-        "heads": 24, "kv_heads": 8, "head_dim": 128, "rope_dims": 96, "n_factors": 48, "tied": True, "layers": 1
+        "heads": 24, "kv_heads": 8, "head_dim": 128, "rope_dims": 96, "n_factors": 48, "tied": True,
+        "layers": 1,
     },
     "heads of 96": {"heads": 2, "kv_heads": 2, "head_dim": 96, "n_factors": 48},
     "40 heads share 10, another base": {"heads": 40, "kv_heads": 10, "layers": 1, "rope_base": 250000.0},

@@ -92,18 +92,22 @@ class Engine:
         ids: Sequence[int],
         use: Callable[[NDArray[np.float32]], T],
         progress: Progress | None,
+        stage: str = "prompt",
     ) -> T:
-        """Append the missing rest of `ids`, n_batch tokens a time; `use` gets the last logits (1, vocab)."""
+        """Append the missing rest of `ids`, n_batch tokens a time; `use` gets the last logits (1, vocab).
+
+        `progress` is told (stage, tokens done, tokens in all).
+        """
         n_batch = self._open_parts()[0].n_batch
         if progress:
-            progress("prompt", len(sequence), len(ids))
+            progress(stage, len(sequence), len(ids))
         while len(ids) - len(sequence) > n_batch:
             chunk = ids[len(sequence) : len(sequence) + n_batch]
             self.run([Step(sequence, chunk, n_logits=0)], lambda logits: None)
             if progress:
-                progress("prompt", len(sequence), len(ids))
+                progress(stage, len(sequence), len(ids))
         if progress:
-            progress("prompt", len(ids), len(ids))  # a bar is gone before the first token is shown
+            progress(stage, len(ids), len(ids))  # a bar is gone before the first token is shown
         return self.run([Step(sequence, ids[len(sequence) :])], use)
 
     def logits(self, ids: Sequence[int]) -> NDArray[np.float32]:
@@ -267,11 +271,11 @@ class Generation:
         if self._lookup:
             self._lookup.settle(len(drafts), accepted)
 
-    def _read(self, ids: Sequence[int]) -> int:
+    def _read(self, ids: Sequence[int], stage: str = "prompt") -> int:
         """Begin the sequence with `ids` and choose the token behind them; returns how many were cached."""
         self._sequence = self._engine.open(ids, len(ids))
         n_cached = len(self._sequence)
-        self._engine.prefill(self._sequence, ids, self._choose, self._progress)
+        self._engine.prefill(self._sequence, ids, self._choose, self._progress, stage)
         return n_cached
 
     def _read_again(self, sequence: CachedSequence) -> None:
@@ -289,7 +293,7 @@ class Generation:
             "factors; rope_factors='long' takes them from the start",
             self._engine.n_short,
         )
-        self.reprefill_tokens = len(ids) - self._read(ids)
+        self.reprefill_tokens = len(ids) - self._read(ids, "again")
         self.reprefill_seconds = perf_counter() - started
 
     def _choose(self, logits: NDArray[np.float32], drafts: Sequence[int] = ()) -> int:

@@ -238,7 +238,8 @@ class Model:
                 text; or token ids, taken as they are.
             stream: return a Stream of chunks instead of the finished Completion.
             params: sampling parameters; the keywords change single ones.
-            progress: called as progress("prompt", tokens done, tokens in all) while the prompt is read.
+            progress: called as progress("prompt", tokens done, tokens in all) while the prompt is read, and
+                as progress("again", ...) where prompt and answer have outgrown the original context.
             **sampling: fields of SamplingParams: max_tokens, temperature, top_k, top_p, min_p,
                 repeat_penalty, repeat_last_n, seed, stop, logprobs.
 
