@@ -14,7 +14,7 @@ CSRC = ROOT / "csrc"
 
 # A module imports only from layers before its own; `cli` is a package whose modules may import one another.
 LAYERS = (
-    ("errors", "_kernels"),
+    ("errors", "cgroup", "_kernels"),
     ("gguf", "sandbox", "stopping", "lookup", "threads", "memory", "cpu"),
     ("config", "packed", "hub", "cache", "sampling", "chat", "tokenizer"),
     ("completion", "weights"),
