@@ -20,7 +20,7 @@ ROPE_FACTORS_SHORT: Final = "rope_factors_short.weight"
 ROPE_FACTORS_LONG: Final = "rope_factors_long.weight"
 ROPE_FREQS: Final = "rope_freqs.weight"  # divisors for sequences of any length; counts before the other two
 _MAX_CONTEXT = 2**24  # the last position float32 counts exactly
-_MIN_FACTOR = 2.0**-10  # so that no angle leaves the range in which the rotary table is exact to the last bit
+_MIN_FACTOR = 2.0**-10  # models have 1 and more; this keeps angles within what a double can reduce
 _EXTENDED = 131072  # every phi3 of this context came from 4096 by LongRoPE
 
 logger = logging.getLogger(__name__)
