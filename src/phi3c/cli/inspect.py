@@ -145,7 +145,7 @@ def _as_text(report: dict[str, object]) -> str:
         facts["rope"] = _rope(rope)
     if isinstance(memory := report.get("memory"), dict):
         kv = " or ".join(f"{_megabytes(size)} as {kv_type}" for kv_type, size in memory["kv_bytes"].items())
-        facts["memory"] = f"weights, and keys and values of a full context of {memory['n_ctx']}: {kv}"
+        facts["memory"] = f"keys and values of {memory['n_ctx']} tokens take {kv}, beside the weights"
     template = metadata.get("tokenizer.chat_template")
     lines = [f"{name:15}{value}" for name, value in facts.items()]
     lines += ["", "metadata"]
