@@ -107,7 +107,7 @@ class Phi3c:
         prompts = [ids(i, end) for i in range(test.sequences)]
         sequences = []
         for prompt in prompts:
-            sequence = self.engine.open([*prompt[: test.depth], 0] if test.depth else ())
+            sequence = self.engine.open([*prompt[: test.depth], 0] if test.depth else (), end)
             if len(sequence) < test.depth:
                 self.engine.prefill(sequence, prompt[: test.depth], ignore, None)
             sequences.append(sequence)

@@ -104,7 +104,7 @@ typedef struct {
     const phi3c_attention *a;
     float *qkv;
     const phi3c_span *spans;
-    const float *cosines, *sines;
+    const phi3c_rope *ropes;
     int64_t stride; /* floats in a row of qkv */
     float *out;
     int64_t out_stride;
@@ -129,13 +129,14 @@ static void rope_append(void *arg, int64_t first, int64_t last) {
     float q_scale = 1.0f / sqrtf((float)hd);
     for (int64_t item = first; item < last; item++) {
         const phi3c_span *span = &job->spans[item / a->head_count_kv];
+        const phi3c_rope *rope = &job->ropes[span->rope];
         int head = (int)(item % a->head_count_kv);
         for (int i = 0; i < span->n; i++) {
             int position = span->position + i, slot = position % PHI3C_TILE;
             float *row = job->qkv + (span->row + i) * job->stride, *q = row + head * group * hd;
             float *k = row + (a->head_count + head) * hd, *v = k + a->head_count_kv * hd;
-            const float *c = job->cosines + (size_t)position * half_dims,
-                        *s = job->sines + (size_t)position * half_dims;
+            const float *c = rope->cosines + (size_t)position * half_dims,
+                        *s = rope->sines + (size_t)position * half_dims;
             for (int h = 0; h < group; h++) {
                 rotate(q + h * hd, c, s, a->rope_dims);
                 for (int d = 0; d < hd; d++) q[h * hd + d] *= q_scale;
@@ -147,10 +148,10 @@ static void rope_append(void *arg, int64_t first, int64_t last) {
     }
 }
 
-void phi3c_rope_append(const phi3c_attention *a, float *qkv, const phi3c_span *spans, int n_spans, const float *cosines,
-                       const float *sines, phi3c_pool *pool) {
+void phi3c_rope_append(const phi3c_attention *a, float *qkv, const phi3c_span *spans, int n_spans,
+                       const phi3c_rope *ropes, phi3c_pool *pool) {
     assert(a->head_dim <= PHI3C_MAX_HEAD_DIM && a->head_dim % 16 == 0);
-    attention_job job = {.a = a, .qkv = qkv, .spans = spans, .cosines = cosines, .sines = sines};
+    attention_job job = {.a = a, .qkv = qkv, .spans = spans, .ropes = ropes};
     job.stride = (int64_t)(a->head_count + 2 * a->head_count_kv) * a->head_dim;
     phi3c_pool_run(pool, rope_append, &job, (int64_t)n_spans * a->head_count_kv, n_spans == 1 && spans->n > 1 ? 1 : 8);
 }

@@ -119,15 +119,20 @@ typedef struct {
     int64_t table_stride;
 } phi3c_attention;
 
-/* A run of consecutive new positions of one sequence: rows [row, row + n) of the batch. */
+/* cos and sin of one set of rotary frequencies, (positions, rope_dims / 2) each; row p belongs to position p. */
 typedef struct {
-    int32_t sequence, row, n, position;
+    float *cosines, *sines;
+} phi3c_rope;
+
+/* A run of consecutive new positions of one sequence: rows [row, row + n) of the batch, rotated with ropes[rope]. */
+typedef struct {
+    int32_t sequence, row, n, position, rope;
 } phi3c_span;
 
 /* Rotate q and k of qkv (n_rows, (head_count + 2 head_count_kv) head_dim) in place, scale q by 1/sqrt(head_dim),
- * and write k and v to the pages. The rope tables' row p belongs to position p. */
-void phi3c_rope_append(const phi3c_attention *a, float *qkv, const phi3c_span *spans, int n_spans, const float *cosines,
-                       const float *sines, phi3c_pool *pool);
+ * and write k and v to the pages. */
+void phi3c_rope_append(const phi3c_attention *a, float *qkv, const phi3c_span *spans, int n_spans,
+                       const phi3c_rope *ropes, phi3c_pool *pool);
 /* out row i (head_count head_dim floats) = softmax(q k) v over what row i may see; quantised as well. */
 void phi3c_attend(phi3c_activation out, const phi3c_attention *a, const float *qkv, const phi3c_span *spans,
                   int n_spans, phi3c_pool *pool);

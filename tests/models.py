@@ -42,6 +42,10 @@ def write_tiny_phi3(
     tied: bool = False,
     types: Types = "F32",
     ctx: int = 512,
+    rope_base: float = 10000.0,
+    factors: tuple[NDArray[np.float32], NDArray[np.float32]] | None = None,
+    original_ctx: int | None = None,
+    attn_factor: float | None = None,
     seed: int = 0,
 ) -> Path:
     """Write a random `phi3` model with fused attn_qkv and ffn_up.
@@ -51,6 +55,11 @@ def write_tiny_phi3(
         window: the sliding window; None writes the key with 0 (off), "absent" writes no key.
         types: type of every matrix, or types by "attn_qkv" or "blk.1.attn_qkv" (F32 where neither is named).
             A type's block must divide the columns: 256 for K types.
+        rope_base: rope.freq_base.
+        factors: LongRoPE's divisors of the frequencies, (short, long), rope_dims / 2 floats each; written as
+            rope_factors_short.weight and rope_factors_long.weight.
+        original_ctx: rope.scaling.original_context_length; None writes no key.
+        attn_factor: rope.scaling.attn_factor; None writes no key.
     """
     width = heads * head_dim
     matrices: list[Matrix] = []
@@ -63,11 +72,20 @@ def write_tiny_phi3(
         ]
     metadata: dict[str, Value] = {
         **_geometry("phi3", layers, heads, kv_heads, head_dim, rope_dims, ffn, ctx),
+        "phi3.rope.freq_base": rope_base,
         **tokenizer_metadata(vocab),
     }
     if window != "absent":
         metadata["phi3.attention.sliding_window"] = window or 0
-    write_gguf(path, metadata, _tensors(matrices, layers, width, vocab, tied, types, seed))
+    if original_ctx is not None:
+        metadata["phi3.rope.scaling.original_context_length"] = original_ctx
+    if attn_factor is not None:
+        metadata["phi3.rope.scaling.attn_factor"] = attn_factor
+    tensors = _tensors(matrices, layers, width, vocab, tied, types, seed)
+    for name, divisors in zip(("short", "long"), factors or (), strict=factors is not None):
+        data = np.asarray(divisors, np.float32)
+        tensors.append((f"rope_factors_{name}.weight", data.shape, GGMLType.F32, data.view(np.uint8)))
+    write_gguf(path, metadata, tensors)
     return Path(path)
 
 

@@ -32,9 +32,12 @@ class Oracle:
         path: the file.
         sliding_window: replaces the file's window (None: the file's, or its default; 0: none), for tests that
             ask what difference a window makes.
+        rope_factors: "short" or "long" whatever the length of the text; "auto" as the model was trained.
     """
 
-    def __init__(self, path: str | PathLike[str], *, sliding_window: int | None = None) -> None:
+    def __init__(
+        self, path: str | PathLike[str], *, sliding_window: int | None = None, rope_factors: str = "auto"
+    ) -> None:
         with GGUFFile(path) as file:
             metadata = dict(file.metadata)
             self._weights = {
@@ -57,10 +60,17 @@ class Oracle:
         self.n_rot = int(key("rope.dimension_count", self.head_dim))
         self.rope_base = key("rope.freq_base", 10000.0)
         self.eps = key("attention.layer_norm_rms_epsilon")
+        self.rope_factors = rope_factors
+        context = key("context_length")
+        self.original_context = key("rope.scaling.original_context_length", context) or context
+        attn_factor = 1.0
+        if "rope_factors_long.weight" in self._weights and self.original_context < context:
+            scale = context / self.original_context
+            attn_factor = float(np.sqrt(1 + np.log(scale) / np.log(self.original_context)))
+        self.attn_factor = key("rope.scaling.attn_factor", attn_factor)
         self.interleaved_rope = arch == "llama"
         if sliding_window is None:
             # Phi-3-mini-4k and -medium-4k were trained with 2047; files of their first months do not say so.
-            context = key("context_length")
             is_phi3_4k = arch == "phi3" and context == 4096 and self.n_layers in (32, 40)
             sliding_window = int(key("attention.sliding_window", 2047 if is_phi3_4k else 0))
         self.sliding_window = sliding_window
@@ -119,9 +129,9 @@ class Oracle:
     def _rope(self, x: F32) -> F32:
         """Rotate the first n_rot elements of each head; `x` is (heads, n, head_dim), row p at position p."""
         half = self.n_rot // 2
-        frequencies = self.rope_base ** (-np.arange(half) / half)
+        frequencies = self.rope_base ** (-np.arange(half) / half) / self._divisors(x.shape[1])
         angles = np.arange(x.shape[1])[:, None] * frequencies
-        cos, sin = np.cos(angles), np.sin(angles)
+        cos, sin = self.attn_factor * np.cos(angles), self.attn_factor * np.sin(angles)
         if self.interleaved_rope:
             first, second = slice(0, self.n_rot, 2), slice(1, self.n_rot, 2)
         else:
@@ -131,6 +141,16 @@ class Oracle:
         rotated[..., first] = a * cos - b * sin
         rotated[..., second] = b * cos + a * sin
         return rotated
+
+    def _divisors(self, n: int) -> F64 | float:
+        """What a text of `n` tokens divides the rotary frequencies by."""
+        if "rope_freqs.weight" in self._weights:
+            return self._weights["rope_freqs.weight"].astype(np.float64)
+        if "rope_factors_long.weight" not in self._weights:
+            return 1.0
+        outgrown = "long" if n > self.original_context else "short"
+        name = outgrown if self.rope_factors == "auto" else self.rope_factors
+        return self._weights[f"rope_factors_{name}.weight"].astype(np.float64)
 
     def _feed_forward(self, layer: int, x: F32) -> F32:
         prefix = f"blk.{layer}.ffn_"

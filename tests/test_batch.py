@@ -134,6 +134,22 @@ def test_pages_out_of_the_window_are_freed(phi3: Phi3) -> None:
         assert most <= (WINDOW + 60) // PAGE + 2
 
 
+@pytest.mark.parametrize("n_step", [1, 13, 64, 200])
+def test_a_sequence_holds_the_pages_it_may_still_look_into_and_no_other(phi3: Phi3, n_step: int) -> None:
+    cache, text = new_cache(phi3), ids(520)
+    sequence = cache.open(())
+    for start in range(0, len(text), n_step):
+        phi3.forward([Step(sequence, text[start : start + n_step], 0)], cache)
+        n = len(sequence)
+        first = (
+            0 if phi3.config.sliding_window is None else max(0, n + 1 - WINDOW)
+        )  # the next query's first key
+        seen = {position // PAGE for position in range(first, n)}
+        held = {i for i, page in enumerate(sequence.pages) if page != RELEASED}
+        assert held == seen
+        assert cache.pages.in_use == len(held)
+
+
 def test_threads_that_generate_at_once_get_what_each_gets_alone(path: Path) -> None:
     prompts = [ids(20 + i, seed=i) for i in range(4)]
     with phi3c.Model(path, n_threads=2) as model:

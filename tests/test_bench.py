@@ -211,7 +211,7 @@ def test_parallel_sequences_share_steps_but_no_pages(tiny: Path) -> None:
         benchmark.run(workload, 1, repetitions=1)
         assert benchmark.profile
         assert (benchmark.profile.decode.steps, benchmark.profile.decode.tokens) == (2 * 2, 2 * 2 * 3)
-        sequences = [benchmark._at_depth(i, 64) for i in range(3)]
+        sequences = [benchmark._at_depth(i, workload) for i in range(3)]
         assert len({page for sequence in sequences for page in sequence.pages}) == 3
 
 

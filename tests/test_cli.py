@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import os
@@ -14,6 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from models import store_as, write_tiny_phi3
 
@@ -100,6 +102,17 @@ def test_run_streams_text_and_nothing_else(
     assert messages == [{"role": "user", "content": "Hi"}]
     assert options["stream"] is True
     assert options["system"] is None
+
+
+@pytest.mark.parametrize(("flags", "choice"), [([], "auto"), (["--rope-factors", "long"], "long")])
+def test_run_passes_the_rope_factors_on(
+    flags: list[str], choice: str, stand_in: type[StandIn], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["run", *flags, "Hi"]) == 0
+    assert stand_in.calls[0][2]["rope_factors"] == choice
+    assert "--rope-factors: invalid choice: 'static'" in usage_error(
+        capsys, "run", "--rope-factors", "static"
+    )
 
 
 @pytest.mark.parametrize(("flags", "kv_type"), [([], "f16"), (["--kv-type", "q8_0"], "q8_0")])
@@ -225,6 +238,18 @@ def test_stats_go_to_stderr(capsys: pytest.CaptureFixture[str]) -> None:
         assert expected in err
 
 
+def test_stats_say_what_was_read_again(
+    stand_in: type[StandIn], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cli.main(["run", "Hi", "--stats"])
+    assert "read again" not in capsys.readouterr().err
+    completion = stand_in().result()
+    timings = dataclasses.replace(completion.timings, reprefill_tokens=4097, reprefill_ms=12.4)
+    monkeypatch.setattr(stand_in, "result", lambda self: dataclasses.replace(completion, timings=timings))
+    cli.main(["run", "Hi", "--stats"])
+    assert "read again    4097 tokens, 12 ms\n" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("error", "code"),
     [
@@ -310,6 +335,73 @@ def test_bar_is_silent_elsewhere() -> None:
     assert file.getvalue() == ""
 
 
+class Screen:
+    """A terminal of a few rows that knows the control sequences in use."""
+
+    def __init__(self, rows: int) -> None:
+        self.rows, self.row, self.column, self.saved = [""] * rows, 0, 0, (0, 0)
+
+    def show(self, text: str) -> None:
+        for piece in re.findall(r"\x1b\[[A-Z]|\x1b.|[^\x1b]", text):
+            line = self.rows[self.row]
+            if piece in ("\n", "\x1bD"):
+                if self.row == len(self.rows) - 1:
+                    self.rows = [*self.rows[1:], ""]
+                else:
+                    self.row += 1
+                self.column = 0 if piece == "\n" else self.column
+            elif piece == "\x1b[A":
+                self.row = max(0, self.row - 1)
+            elif piece == "\x1b[B":
+                self.row = min(len(self.rows) - 1, self.row + 1)
+            elif piece == "\x1b7":
+                self.saved = self.row, self.column
+            elif piece == "\x1b8":
+                self.row, self.column = self.saved
+            elif piece == "\r":
+                self.column = 0
+            elif piece == "\x1b[K":
+                self.rows[self.row] = line[: self.column]
+            else:
+                assert piece.isprintable(), piece
+                padded = line.ljust(self.column)
+                self.rows[self.row] = padded[: self.column] + piece + padded[self.column + 1 :]
+                self.column += 1
+
+
+@pytest.mark.parametrize("n_before", [0, 2])  # in the middle of the screen, and in its last row
+def test_bar_amid_an_answer_leaves_it_as_it_is(n_before: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal, screen = Terminal(), Screen(3)
+    monkeypatch.setattr(sys, "stdout", Terminal())
+    monkeypatch.setattr("phi3c.cli.progress.INTERVAL", 0.0)
+    screen.show("line\n" * n_before + "The answer")
+
+    def seen() -> Screen:
+        screen.show(terminal.getvalue())
+        terminal.seek(0)
+        terminal.truncate()
+        return screen
+
+    with ProgressBar(terminal, patience=0) as bar:
+        for done in (1, 2):
+            bar("again", done, 4)
+            before, below = seen().rows[screen.saved[0] :][:2]
+            assert before == "The answer"
+            assert re.match(r"reading it all again \[#+ +\] +(25|50)%", below)
+        bar("again", 4, 4)
+    seen().show(" is\nhere")
+    assert [row for row in screen.rows if row] == [*["line"] * max(0, n_before - 1), "The answer is", "here"]
+
+
+def test_bar_amid_an_answer_that_goes_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stdout", io.StringIO())
+    with ProgressBar(terminal, patience=0) as bar:
+        bar("again", 1, 4)
+    assert terminal.getvalue().startswith("\rreading it all again [")
+    assert terminal.getvalue().endswith("\r\x1b[K")
+
+
 # --- inspect, models, doctor ------------------------------------------------------------------------------
 
 
@@ -323,8 +415,16 @@ def test_inspect_demo(demo_path: Path, capsys: pytest.CaptureFixture[str]) -> No
     assert report["tensors"] == 2 + 30 * 9 == sum(report["types"].values())
     assert report["architecture"] == "llama"
     assert report["runs_here"] is True
-    # 30 layers, keys and values, 3 heads of 64, float16, 1000 positions
-    assert report["memory"]["kv_bytes"] == 30 * 2 * 3 * 64 * 2 * 1000
+    # 30 layers, keys and values, 3 heads of 64, 1000 positions; halves, or bytes and a half for 32 of them
+    values = 30 * 2 * 3 * 64 * 1000
+    assert report["memory"]["kv_bytes"] == {"f16": 2 * values, "q8_0": values + values // 32 * 2}
+    assert report["memory"]["weights_bytes"] == sum(t["bytes"] for t in report["tensor_list"])
+    assert report["context"] == {
+        "context_length": 8192,
+        "original_context_length": 8192,
+        "sliding_window": None,
+    }
+    assert (report["rope"]["attn_factor"], report["rope"]["factors_short"]) == (1.0, None)
     assert report["metadata"]["tokenizer.ggml.tokens"]["length"] == 49152
     assert len(report["tensor_list"]) == report["tensors"]
 
@@ -334,9 +434,32 @@ def test_inspect_demo(demo_path: Path, capsys: pytest.CaptureFixture[str]) -> No
     assert "<|im_start|>system" in text
 
 
-def test_inspect_a_model_that_phi3c_cannot_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    import numpy as np
+def test_inspect_longrope_and_window(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    factors = np.linspace(1, 1.5, 16, dtype=np.float32), np.linspace(1, 60, 16, dtype=np.float32)
+    path = write_tiny_phi3(
+        tmp_path / "tiny.gguf", head_dim=48, rope_dims=32, window=100, factors=factors, original_ctx=128
+    )
+    assert cli.main(["inspect", str(path), "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["context"] == {
+        "context_length": 512,
+        "original_context_length": 128,
+        "sliding_window": 100,
+    }
+    rope = report["rope"]
+    assert (rope["dimension_count"], rope["head_dim"]) == (32, 48)
+    assert rope["attn_factor"] == pytest.approx(np.sqrt(1 + 2 / 7))
+    assert (rope["factors_short"], rope["factors_long"]) == (factors[0].tolist(), factors[1].tolist())
+    assert report["memory"]["kv_bytes"].keys() == {"f16"}  # q8_0 needs heads of a multiple of 32
 
+    assert cli.main(["inspect", str(path)]) == 0
+    text = capsys.readouterr().out
+    assert "512 tokens, extended from 128; each sees the last 100\n" in text
+    assert "base 10000, 32 of 48 dimensions, short factors 1 to 1.5, long factors 1 to 60" in text
+    assert "attn_factor 1.133893\n" in text
+
+
+def test_inspect_a_model_that_phi3c_cannot_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from phi3c.gguf import GGMLType, write_gguf
 
     path = tmp_path / "other.gguf"

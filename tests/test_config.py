@@ -42,8 +42,12 @@ def test_phi3(tmp_path: Path) -> None:
         head_dim=16,
         rope_dimension_count=12,
         rope_freq_base=250000.0,
+        rope_factors_short=None,
+        rope_factors_long=None,
+        rope_attn_factor=1.0,
         layer_norm_rms_epsilon=float(np.float32(1e-5)),
         context_length=256,
+        original_context_length=256,
         sliding_window=None,
         vocab_size=128,
         tied=False,
@@ -179,14 +183,138 @@ def test_sliding_window(
     assert config_of(tmp_path, metadata).sliding_window == window
 
 
+# --- rotary factors -----------------------------------------------------------------------------------------
+
+
+def divisors(*values: float) -> tuple[tuple[int, ...], GGMLType, bytes]:
+    return (len(values),), GGMLType.F32, np.array(values, "<f4").tobytes()
+
+
+SHORT, LONG, FREQS = (tuple(k + j / 8 for j in range(8)) for k in (1.0, 4.0, 9.0))  # exact in float32
+
+
+def with_factors(metadata: Metadata) -> Tensors:
+    return tiny_tensors(metadata) | {
+        "rope_factors_long.weight": divisors(*LONG),
+        "rope_factors_short.weight": divisors(*SHORT),
+    }
+
+
+@pytest.mark.parametrize("architecture", ["phi3", "llama"])
+def test_factors(tmp_path: Path, architecture: str) -> None:
+    make = tiny_phi3_metadata if architecture == "phi3" else tiny_llama_metadata
+    scaling = f"{architecture}.rope.scaling."
+    metadata = make(**{scaling + "original_context_length": 64, scaling + "attn_factor": 1.25})
+    config = config_of(tmp_path, metadata, with_factors(metadata))
+    assert (config.rope_factors_short, config.rope_factors_long) == (SHORT, LONG)
+    assert (config.context_length, config.original_context_length) == (256, 64)
+    assert config.rope_attn_factor == 1.25
+
+
+@pytest.mark.parametrize(
+    ("context", "original", "expected"),
+    [
+        (131072, 4096, 1.1902380714238083),  # sqrt(17 / 12)
+        (256, 64, math.sqrt(1 + 2 / 6)),
+        (256, 256, 1.0),
+        (256, 1024, 1.0),
+        (256, 1, 1.0),
+    ],
+)
+def test_attn_factor_of_files_that_do_not_say(
+    tmp_path: Path, context: int, original: int, expected: float
+) -> None:
+    metadata = tiny_phi3_metadata(
+        **{"phi3.context_length": context, "phi3.rope.scaling.original_context_length": original}
+    )
+    config = config_of(tmp_path, metadata, with_factors(metadata))
+    assert config.rope_attn_factor == pytest.approx(expected, rel=1e-15)
+    assert config.original_context_length == min(original, context)
+    # Only LongRoPE defines it.
+    assert config_of(tmp_path, metadata).rope_attn_factor == 1.0
+
+
+@pytest.mark.parametrize("others", [True, False])
+def test_rope_freqs_count_before_the_other_factors(tmp_path: Path, others: bool) -> None:
+    metadata = tiny_llama_metadata(**{"llama.rope.scaling.original_context_length": 64})
+    tensors = with_factors(metadata) if others else tiny_tensors(metadata)
+    config = config_of(tmp_path, metadata, tensors | {"rope_freqs.weight": divisors(*FREQS)})
+    assert (config.rope_factors_short, config.rope_factors_long) == (FREQS, None)
+    assert config.rope_attn_factor == 1.0
+
+
+@pytest.mark.parametrize(
+    ("context", "original", "is_told"),
+    [(131072, 4096, True), (131072, None, True), (256, 64, True), (256, 256, False), (256, 0, False)],
+)
+def test_an_extended_context_without_factors_is_told_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, context: int, original: int | None, is_told: bool
+) -> None:
+    metadata = tiny_phi3_metadata(
+        **{"phi3.context_length": context, "phi3.rope.scaling.original_context_length": original}
+    )
+    config = config_of(tmp_path, metadata)
+    assert (config.rope_factors_short, config.rope_factors_long) == (None, None)
+    assert len(caplog.records) == is_told
+    assert not is_told or "model.gguf is made for" in caplog.text
+
+
+def test_nothing_is_told_where_all_is_well(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    metadata = tiny_phi3_metadata(**{"phi3.rope.scaling.original_context_length": 64})
+    config_of(tmp_path, metadata, with_factors(metadata))
+    config_of(tmp_path, metadata, tiny_tensors(metadata) | {"rope_freqs.weight": divisors(*FREQS)})
+    config_of(tmp_path, tiny_phi3_metadata())
+    assert not caplog.records
+
+
+@pytest.mark.parametrize("bad", [0.0, -1.0, math.nan, math.inf, 1e-30])
+@pytest.mark.parametrize("name", ["rope_factors_short", "rope_factors_long", "rope_freqs"])
+def test_factors_that_no_model_has(tmp_path: Path, name: str, bad: float) -> None:
+    metadata = tiny_phi3_metadata(**{"phi3.rope.scaling.original_context_length": 64})
+    tensors = with_factors(metadata) | {f"{name}.weight": divisors(*SHORT[:5], bad, *SHORT[6:])}
+    with pytest.raises(UnsupportedModelError, match=rf"{name}.weight\[5\] is .* finite number"):
+        config_of(tmp_path, metadata, tensors)
+
+
+@pytest.mark.parametrize("name", ["rope_factors_short", "rope_factors_long", "rope_freqs"])
+def test_factors_of_another_shape(tmp_path: Path, name: str) -> None:
+    metadata = tiny_phi3_metadata(**{"phi3.rope.scaling.original_context_length": 64})
+    for tensor in (zeros(GGMLType.F32, 16), zeros(GGMLType.F32, 8, 2)):
+        with pytest.raises(UnsupportedModelError, match=f"{name}.weight has shape"):
+            config_of(tmp_path, metadata, with_factors(metadata) | {f"{name}.weight": tensor})
+    halves = {f"{name}.weight": zeros(GGMLType.F16, 8)}
+    with pytest.raises(UnsupportedQuantError, match=f"{name}.weight is F16"):
+        config_of(tmp_path, metadata, with_factors(metadata) | halves)
+
+
+@pytest.mark.parametrize("missing", ["short", "long"])
+def test_one_set_of_two_is_missing(tmp_path: Path, missing: str) -> None:
+    metadata = tiny_phi3_metadata(**{"phi3.rope.scaling.original_context_length": 64})
+    tensors = with_factors(metadata)
+    del tensors[f"rope_factors_{missing}.weight"]
+    with pytest.raises(UnsupportedModelError, match=f"tensor rope_factors_{missing}.weight is missing"):
+        config_of(tmp_path, metadata, tensors)
+
+
+@pytest.mark.parametrize("original", [None, 0])
+def test_factors_without_the_context_they_are_for(tmp_path: Path, original: int | None) -> None:
+    metadata = tiny_phi3_metadata(**{"phi3.rope.scaling.original_context_length": original})
+    with pytest.raises(UnsupportedModelError, match="original_context_length is "):
+        config_of(tmp_path, metadata, with_factors(metadata))
+
+
 # --- what is refused --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("architecture", "message"),
     [
-        ("phimoe", "phimoe.*mixture of experts"),
-        ("phi2", "phi2.*LayerNorm"),
+        ("phimoe", "phimoe.*Phi-3.5-MoE.*mixtures of experts"),
+        ("phi2", "phi2.*Phi-2 have LayerNorm"),
+        ("phi3small", "phi3small.*block-sparse"),
+        ("phi4flash", "phi4flash.*state-space"),
+        ("phi4mm", "phi4mm.*images and sound"),
+        ("clip", "clip.*image projector"),
         ("qwen2", "qwen2.*phi3c runs phi3 and llama"),
         (None, "general.architecture None"),
         (3, "general.architecture 3"),
@@ -250,6 +378,10 @@ def test_required_keys(tmp_path: Path, key: str) -> None:
         ("rope.freq_base", 0.0, "freq_base is 0.0"),
         ("rope.freq_base", math.inf, "freq_base is inf"),
         ("rope.freq_base", "big", "freq_base is 'big'"),
+        ("rope.freq_base", 0.5, "freq_base is 0.5, but must be at least 1"),
+        ("rope.scaling.attn_factor", 0.0, "attn_factor is 0.0"),
+        ("rope.scaling.attn_factor", math.inf, "attn_factor is inf"),
+        ("rope.scaling.original_context_length", -1, "original_context_length is -1"),
         ("rope.dimension_count", 0, "dimension_count is 0"),
         ("rope.dimension_count", 15, "dimension_count 15 is not an even number"),
         ("rope.dimension_count", 0, "must be a whole number from 1 up"),
@@ -272,11 +404,11 @@ def test_values_that_no_such_model_has(
     [
         ("expert_count", 0, 16),
         ("expert_count", 0, np.array([0], np.int32)),
-        ("rope.scaling.type", "none", "longrope"),
+        ("rope.scaling.type", "none", "dynamic"),
         ("rope.scaling.type", "linear", "yarn"),
+        ("rope.scaling.type", "longrope", "llama3"),
         ("rope.scaling.factor", 1.0, 4.0),
         ("rope.scale_linear", 1.0, 2.0),
-        ("rope.scaling.attn_factor", 1.0, 1.19),
         ("attn_logit_softcapping", 0.0, 50.0),
         ("final_logit_softcapping", 0.0, 30.0),
         ("logit_scale", 1.0, 0.5),
@@ -287,7 +419,6 @@ def test_values_that_no_such_model_has(
         ("attention.max_alibi_bias", 0.0, 8.0),
         ("attention.causal", True, False),
         ("use_parallel_residual", False, True),
-        ("rope.scaling.original_context_length", 256, 128),
     ],
 )
 @pytest.mark.parametrize("architecture", ["phi3", "llama"])
@@ -296,21 +427,13 @@ def test_features_that_change_the_computation(
 ) -> None:
     make = tiny_phi3_metadata if architecture == "phi3" else tiny_llama_metadata
     config_of(tmp_path, make(**{f"{architecture}.{key}": harmless}))
-    with pytest.raises(UnsupportedModelError, match=key if "original" not in key else "LongRoPE"):
+    with pytest.raises(UnsupportedModelError, match=key):
         config_of(tmp_path, make(**{f"{architecture}.{key}": harmful}))
 
 
 def test_unknown_keys_are_ignored(tmp_path: Path) -> None:
     metadata = tiny_phi3_metadata()
     config_of(tmp_path, metadata | {"phi3.colour": "blue", "llama.expert_count": 8})
-
-
-def with_factors(tensors: Tensors) -> None:
-    tensors["rope_factors_long.weight"] = tensors["rope_factors_short.weight"] = zeros(GGMLType.F32, 8)
-
-
-def with_frequencies(tensors: Tensors) -> None:
-    tensors["rope_freqs.weight"] = zeros(GGMLType.F32, 8)
 
 
 def with_bias(tensors: Tensors) -> None:
@@ -344,8 +467,6 @@ def with_another_vocabulary(tensors: Tensors) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (with_factors, "LongRoPE.*rope_factors_long.weight.*not supported yet"),
-        (with_frequencies, "rope_freqs.weight scales the rotary frequencies"),
         (with_bias, "blk.0.attn_qkv.bias is a bias"),
         (with_gate, "blk.1.ffn_gate.weight is no part"),
         (with_both_forms_of_attention, "blk.1.attn_q.weight is no part"),
@@ -365,18 +486,10 @@ def test_tensors_outside_the_inventory(
         config_of(tmp_path, metadata, tensors)
 
 
-def test_llama_with_rope_frequencies(tmp_path: Path) -> None:
-    metadata = tiny_llama_metadata()
-    tensors = tiny_tensors(metadata)
-    with_frequencies(tensors)
-    with pytest.raises(UnsupportedModelError, match="rope_freqs"):
-        config_of(tmp_path, metadata, tensors)
-
-
 def test_norm_weights_must_be_f32(tmp_path: Path) -> None:
     metadata = tiny_phi3_metadata()
     tensors = tiny_tensors(metadata) | {"blk.1.ffn_norm.weight": zeros(GGMLType.F16, 64)}
-    with pytest.raises(UnsupportedQuantError, match="norm weights must be F32") as caught:
+    with pytest.raises(UnsupportedQuantError, match="norm weights and rotary factors must be F32") as caught:
         config_of(tmp_path, metadata, tensors)
     assert (caught.value.tensor, caught.value.type) == ("blk.1.ffn_norm.weight", "F16")
 

@@ -346,7 +346,8 @@ class Attention:
         self.rope_dims, self.n = rope_dims, n
         self.stored = {"f16": stored_f16, "q8_0": stored_q8_0}[kv_type]
         self.geometry = k.Heads(heads, kv_heads, head_dim, rope_dims, window, kv_type_id(kv_type, head_dim))
-        self.frequency = 10000.0 ** (-np.arange(rope_dims // 2) * 2 / rope_dims)
+        # A set of rotary frequencies for each of the two sequences.
+        self.frequency = 10000.0 ** (-np.arange(rope_dims // 2) * 2 / rope_dims) / [[1.0], [3.0]]
         rng = np.random.default_rng(15)
         # One sequence of n positions and a shorter one, so that pages and rows do not coincide.
         self.qkv = [
@@ -359,7 +360,8 @@ class Attention:
         pool, pages = k.Pool(n_threads), k.Pages(self.geometry.page_bytes(2))
         pages.take()  # page ids do not start at 0
         rope = k.RopeTable(self.frequency, 1.0)
-        rope.extend(self.n)
+        for sequence, x in enumerate(self.qkv):
+            rope.extend(sequence, len(x))
         n_pages = -(-self.n // PAGE)
         tables = np.array([[pages.take() for _ in range(n_pages)] for _ in self.qkv], np.int32)
         out: list[list[F32]] = [[], []]
@@ -367,21 +369,22 @@ class Attention:
             new = [(s, x[start : start + chunk]) for s, x in enumerate(self.qkv) if start < len(x)]
             spans, row = [], 0
             for sequence, x in new:
-                spans.append((sequence, row, len(x), start))
+                spans.append((sequence, row, len(x), start, sequence))
                 row += len(x)
             batch = k.Batch(np.array(spans, np.int32), tables, pages, self.window)
             qkv = rows_of(np.concatenate([x for _, x in new]))
             mixed = k.Activation(row, self.geometry.columns)
             k.rope_append(self.geometry, 1, qkv, batch, pages, rope, pool)
             k.attend(mixed, self.geometry, 1, qkv, batch, pages, pool)
-            for sequence, row, length, _ in spans:
+            for sequence, row, length, *_ in spans:
                 out[sequence].append(np.array(mixed)[row : row + length])
         return [np.concatenate(parts) for parts in out]
 
-    def expected(self, x: F32) -> F64:
+    def expected(self, sequence: int) -> F64:
+        x = self.qkv[sequence]
         n, hd = len(x), self.head_dim
         q, keys, values = np.split(x.reshape(n, -1, hd), [self.heads, self.heads + self.kv_heads], axis=1)
-        angle = np.arange(n)[:, None] * self.frequency
+        angle = np.arange(n)[:, None] * self.frequency[sequence]
         cosine, sine = (f(angle).astype(np.float32)[:, None, :] for f in (np.cos, np.sin))
 
         def rotated(y: F32) -> F32:
@@ -432,10 +435,11 @@ def test_attention(geometry: tuple[Any, ...], kv_type: str, isa: str) -> None:
     actual = attention.run(attention.n, 2)
     expected = with_isa("scalar", lambda: attention.run(attention.n, 1))
     size = geometry[6] if len(geometry) > 6 else 1.0
-    for ours, scalar, x in zip(actual, expected, attention.qkv, strict=True):
+    for sequence, (ours, scalar) in enumerate(zip(actual, expected, strict=True)):
         np.testing.assert_array_equal(bits(ours), bits(scalar))
         # float32 sums of up to 250 terms; a score of size s carries its rounding into the weights
-        np.testing.assert_allclose(ours, attention.expected(x), rtol=0, atol=1e-5 * size * max(1, size**2))
+        exact = attention.expected(sequence)
+        np.testing.assert_allclose(ours, exact, rtol=0, atol=1e-5 * size * max(1, size**2))
 
 
 @pytest.mark.parametrize(("chunk", "n_threads"), [(1, 2), (7, 3), (64, 1), (65, 2)])
@@ -468,9 +472,9 @@ def test_rope_table_is_right_to_the_last_bit(scale: float, pool: k.Pool) -> None
     head_dim, n = 16, 131072
     geometry = k.Heads(1, 1, head_dim, head_dim, 1, GGMLType.F16)
     frequency = 10000.0 ** (-np.arange(head_dim // 2) / 8)
-    rope = k.RopeTable(frequency, scale)
-    rope.extend(100)  # and grown afterwards
-    rope.extend(n)
+    rope = k.RopeTable(frequency[None], scale)
+    rope.extend(0, 100)  # and grown afterwards
+    rope.extend(0, n)
     pages = k.Pages(geometry.page_bytes(1))
     page = pages.take()
     tables = np.full((1, n // PAGE), page, np.int32)
@@ -478,7 +482,7 @@ def test_rope_table_is_right_to_the_last_bit(scale: float, pool: k.Pool) -> None
         qkv = np.zeros((64, 3 * head_dim), np.float32)
         qkv[:, : head_dim // 2] = 1
         rows = rows_of(qkv)
-        batch = k.Batch(np.array([[0, 0, 64, start]], np.int32), tables, pages, 1)
+        batch = k.Batch(np.array([[0, 0, 64, start, 0]], np.int32), tables, pages, 1)
         k.rope_append(geometry, 0, rows, batch, pages, rope, pool)
         angle = np.arange(start, start + 64)[:, None] * frequency
         expected = np.hstack([np.cos(angle), np.sin(angle)]) * np.float32(scale)
@@ -634,22 +638,22 @@ def test_embed_refuses() -> None:
     [
         ([], 0, "spans are rows"),
         ([(0, 0, 1)], 0, "spans are rows"),
-        ([(2, 0, 1, 0)], 0, "span 0 is out of place"),
-        ([(-1, 0, 1, 0)], 0, "span 0 is out of place"),
-        ([(0, 1, 1, 0)], 0, "span 0 is out of place"),
-        ([(0, 0, 2, 0), (1, 1, 1, 0)], 0, "span 1 is out of place"),
-        ([(0, 0, 0, 0)], 0, "span 0 is out of place"),
-        ([(0, 0, 1, -1)], 0, "span 0 is out of place"),
-        ([(0, 0, 100, 29)], 0, "span 0 ends at position 129"),
-        ([(0, 0, 2**31 - 1, 2**31 - 1)], 0, "beyond its page table"),
-        ([(1, 0, 1, 100)], 0, "span 0 has no page 0"),
-        ([(1, 0, 1, 100)], 38, "span 0 has no page 0"),  # sees key 63
+        ([(2, 0, 1, 0, 0)], 0, "span 0 is out of place"),
+        ([(-1, 0, 1, 0, 0)], 0, "span 0 is out of place"),
+        ([(0, 1, 1, 0, 0)], 0, "span 0 is out of place"),
+        ([(0, 0, 2, 0, 0), (1, 1, 1, 0, 0)], 0, "span 1 is out of place"),
+        ([(0, 0, 0, 0, 0)], 0, "span 0 is out of place"),
+        ([(0, 0, 1, -1, 0)], 0, "span 0 is out of place"),
+        ([(0, 0, 100, 29, 0)], 0, "span 0 ends at position 129"),
+        ([(0, 0, 2**31 - 1, 2**31 - 1, 0)], 0, "beyond its page table"),
+        ([(1, 0, 1, 100, 0)], 0, "span 0 has no page 0"),
+        ([(1, 0, 1, 100, 0)], 38, "span 0 has no page 0"),  # sees key 63
     ],
 )
 def test_batch_refuses(spans: list[tuple[int, ...]], window: int, message: str) -> None:
     pages = k.Pages(64)
     tables = np.array([[pages.take(), pages.take()], [-1, pages.take()]], np.int32)
-    array = np.array(spans, np.int32).reshape(len(spans), -1) if spans else np.empty((0, 4), np.int32)
+    array = np.array(spans, np.int32).reshape(len(spans), -1) if spans else np.empty((0, 5), np.int32)
     with pytest.raises(ValueError, match=message):
         k.Batch(array, tables, pages, window)
 
@@ -657,9 +661,9 @@ def test_batch_refuses(spans: list[tuple[int, ...]], window: int, message: str) 
 def test_batch_takes_what_fits() -> None:
     pages = k.Pages(64)
     tables = np.array([[pages.take(), pages.take()], [-1, pages.take()]], np.int32)
-    spans = np.array([(0, 0, 100, 28), (1, 100, 1, 100)], np.int32)
+    spans = np.array([(0, 0, 100, 28, 0), (1, 100, 1, 100, 1)], np.int32)
     batch = k.Batch(spans, tables, pages, 37)  # sees keys 64 to 100: page 0 may be gone
-    assert (batch.n_rows, batch.n_positions) == (101, 128)
+    assert batch.n_rows == 101
 
 
 def test_operations_refuse_shapes_that_do_not_fit(pool: k.Pool) -> None:
@@ -685,13 +689,30 @@ def test_operations_refuse_shapes_that_do_not_fit(pool: k.Pool) -> None:
 def test_rope_and_attention_refuse_shapes_that_do_not_fit(pool: k.Pool) -> None:
     geometry = k.Heads(2, 1, 32, 32, 0, GGMLType.F16)
     pages = k.Pages(geometry.page_bytes(1))
-    batch = k.Batch(np.array([[0, 0, 3, 0]], np.int32), np.array([[pages.take()]], np.int32), pages, 0)
-    rope = k.RopeTable(np.ones(16), 1.0)
+    tables = np.array([[pages.take()]], np.int32)
+    batch = k.Batch(np.array([[0, 0, 3, 0, 1]], np.int32), tables, pages, 0)
+    rope = k.RopeTable(np.ones((2, 16)), 1.0)
     qkv, out = k.Rows(3, geometry.qkv_columns), k.Activation(3, geometry.columns)
     with pytest.raises(ValueError, match="rope_append"):  # no table yet
         k.rope_append(geometry, 0, qkv, batch, pages, rope, pool)
-    rope.extend(3)
+    rope.extend(0, 3)  # of another set
+    with pytest.raises(ValueError, match="rope_append"):
+        k.rope_append(geometry, 0, qkv, batch, pages, rope, pool)
+    rope.extend(1, 3)
     k.rope_append(geometry, 0, qkv, batch, pages, rope, pool)
+    for frequency in (np.ones((1, 16)), np.ones((2, 15))):  # no set 1; not half of the rotary dimensions
+        other = k.RopeTable(frequency, 1.0)
+        other.extend(0, 3)
+        if len(frequency) > 1:
+            other.extend(1, 3)
+        with pytest.raises(ValueError, match="rope_append"):
+            k.rope_append(geometry, 0, qkv, batch, pages, other, pool)
+    with pytest.raises(ValueError, match="no rotary set 2"):
+        rope.extend(2, 1)
+    for set_of_nobody in (-1, 2):
+        spans = np.array([[0, 0, 3, 0, set_of_nobody]], np.int32)
+        with pytest.raises(ValueError, match="rope_append"):
+            k.rope_append(geometry, 0, qkv, k.Batch(spans, tables, pages, 0), pages, rope, pool)
     for layer, rows in [(1, qkv), (0, k.Rows(2, geometry.qkv_columns)), (0, k.Rows(3, 64))]:
         with pytest.raises(ValueError, match="rope_append"):
             k.rope_append(geometry, layer, rows, batch, pages, rope, pool)

@@ -14,7 +14,7 @@ CSRC = ROOT / "csrc"
 
 # A module imports only from layers before its own; `cli` is a package whose modules may import one another.
 LAYERS = (
-    ("errors", "atomic", "_kernels"),
+    ("errors", "atomic", "cgroup", "_kernels"),
     ("gguf", "sandbox", "stopping", "lookup", "threads", "memory", "cpu"),
     ("config", "packed", "logits_file", "hub", "cache", "sampling", "chat", "tokenizer"),
     ("completion", "weights"),

@@ -226,6 +226,21 @@ def test_sliding_window(tmp_path: Path, window: int, n_batch: int) -> None:
     assert relative_error(logits_of(path, ids, n_batch=n_batch), expected) < FLOAT_ERROR
 
 
+@pytest.mark.parametrize("n_batch", [512, 1], ids=["prefill", "one by one"])
+@pytest.mark.parametrize("window", [1, PAGE - 1, PAGE, PAGE + 1, 2047, 2048])
+def test_a_query_sees_as_many_keys_as_the_window_has(tmp_path: Path, window: int, n_batch: int) -> None:
+    """With one layer, logits depend on the last `window` tokens, the query's own among them, and no other."""
+    path = write_tiny_phi3(tmp_path / "tiny.gguf", layers=1, window=window, ctx=4096)
+    n = window + 70  # the first keys that are out of sight, and the last query, in several pages
+    ids = random_ids(n)
+    with phi3c.Model(path, n_batch=n_batch) as model:
+        expected = model.logits(ids)
+        for position in (3, 66):  # the second one's window ends within another page than it begins
+            changed = [*ids[:position], (ids[position] + 1) % 320, *ids[position + 1 :]]
+            same = (model.logits(changed) == expected).all(axis=1)
+            assert np.flatnonzero(~same).tolist() == list(range(position, min(position + window, n)))
+
+
 def test_decoding_moves_the_window(tmp_path: Path) -> None:
     path = write_tiny_phi3(tmp_path / "tiny.gguf", window=20)
     oracle = Oracle(path)
@@ -396,6 +411,9 @@ def test_instruction_sets_give_the_same_bits(demo: Path, demo_logits: F32, tmp_p
     for type_name in LAYOUTS:
         path = write_tiny_phi3(tmp_path / f"{type_name}.gguf", head_dim=64, window=50, types=type_name)
         jobs.append((str(path), random_ids(70)))
+    factors = np.linspace(1, 1.1, 16, dtype=np.float32), np.linspace(1, 30, 16, dtype=np.float32)
+    longrope = write_tiny_phi3(tmp_path / "longrope.gguf", factors=factors, original_ctx=64)
+    jobs += [(str(longrope), random_ids(n)) for n in (64, 65)]
     hashes = {}
     for isa in available_isas():
         result = subprocess.run(
@@ -410,6 +428,39 @@ def test_instruction_sets_give_the_same_bits(demo: Path, demo_logits: F32, tmp_p
     assert hashes["scalar"][0] == hashlib.sha256(demo_logits[:10].tobytes()).hexdigest()
     for isa, values in hashes.items():
         assert values == hashes["scalar"], isa
+
+
+# --- memory ---
+
+
+def test_a_context_beyond_the_machine_s_memory_is_refused_with_figures(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # two layers, two heads, keys and values: 32 halves, or 32 bytes and a scale
+    path, per_token = write_tiny_phi3(tmp_path / "tiny.gguf", ctx=2**20), {"f16": 512, "q8_0": 272}
+    with phi3c.Model(path) as model:
+        weights = model.info.weight_bytes
+        assert model.info.n_ctx == 4096
+    for kv_type, n_bytes in per_token.items():
+        monkeypatch.setattr("phi3c.model.total_memory", lambda n_bytes=n_bytes: weights + 100_000 * n_bytes)
+        phi3c.Model(path, n_ctx=100_000, kv_type=kv_type).close()
+        with pytest.raises(phi3c.OutOfMemoryError) as caught:
+            phi3c.Model(path, n_ctx=1_000_000, kv_type=kv_type)
+        message = str(caught.value)
+        assert f"takes {n_bytes / 1e3:.1f} GB ({n_bytes} bytes a token as {kv_type})" in message
+        assert "n_ctx up to 100000 fits" in message
+        assert (f"with kv_type q8_0 up to {100_000 * 512 // 272}" in message) == (kv_type == "f16")
+    monkeypatch.setattr("phi3c.model.total_memory", lambda: None)
+    phi3c.Model(path, n_ctx=2**20).close()
+
+
+def test_memory_is_taken_as_the_context_fills(tmp_path: Path) -> None:
+    path = write_tiny_phi3(tmp_path / "tiny.gguf", ctx=2**20)
+    with phi3c.Model(path, n_ctx=2**20) as model:
+        model.logits(random_ids(150))
+        parts = model._engine._parts
+        assert parts is not None
+        assert parts[1].pages.count == -(-150 // PAGE)
 
 
 # --- a model in use ---

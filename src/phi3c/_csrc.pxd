@@ -53,10 +53,13 @@ cdef extern from "phi3c.h" nogil:
         uint8_t **pages
         const int32_t *page_tables
         int64_t table_stride
+    ctypedef struct phi3c_rope:
+        float *cosines
+        float *sines
     ctypedef struct phi3c_span:
-        int32_t sequence, row, n, position
+        int32_t sequence, row, n, position, rope
     void phi3c_rope_append(const phi3c_attention *a, float *qkv, const phi3c_span *spans, int n_spans,
-                           const float *cosines, const float *sines, phi3c_pool *pool)
+                           const phi3c_rope *ropes, phi3c_pool *pool)
     void phi3c_attend(phi3c_activation out, const phi3c_attention *a, const float *qkv,
                       const phi3c_span *spans, int n_spans, phi3c_pool *pool)
 

@@ -361,34 +361,56 @@ cdef class Heads:
 
 
 cdef class RopeTable:
-    """cos and sin for positions 0, 1, ...: (positions, rope_dims / 2) each, times `scale`."""
+    """cos and sin for positions 0, 1, ..., times `scale`: a table (positions, rope_dims / 2) for each set.
 
-    cdef float *cosines
-    cdef float *sines
-    cdef const double[::1] frequency
-    cdef readonly Py_ssize_t positions
+    Args:
+        frequency: (n_sets, rope_dims / 2) radians per position.
+    """
+
+    cdef const double[:, ::1] frequency
     cdef float scale
+    cdef c.phi3c_rope *ropes
+    cdef Py_ssize_t *positions
 
-    def __cinit__(self, const double[::1] frequency not None, float scale):
+    def __cinit__(self, const double[:, ::1] frequency not None, float scale):
         self.frequency, self.scale = frequency, scale
+        self.ropes = <c.phi3c_rope *> calloc(frequency.shape[0], sizeof(c.phi3c_rope))
+        self.positions = <Py_ssize_t *> calloc(frequency.shape[0], sizeof(Py_ssize_t))
+        if self.ropes == NULL or self.positions == NULL:
+            raise MemoryError(f"cannot allocate {frequency.shape[0]} rotary tables")
 
     def __dealloc__(self):
-        free(self.cosines)
-        free(self.sines)
+        cdef Py_ssize_t i
+        for i in range(self.frequency.shape[0] if self.ropes != NULL else 0):
+            free(self.ropes[i].cosines)
+            free(self.ropes[i].sines)
+        free(self.ropes)
+        free(self.positions)
 
-    def extend(self, Py_ssize_t positions) -> None:
-        """Make the table at least `positions` long."""
-        cdef Py_ssize_t n = self.frequency.shape[0], first = self.positions
-        cdef const double *frequency = &self.frequency[0]
+    def extend(self, Py_ssize_t rope, Py_ssize_t positions) -> None:
+        """Make the table of set `rope` at least `positions` long."""
+        if not 0 <= rope < self.frequency.shape[0]:
+            raise ValueError(f"no rotary set {rope} of {self.frequency.shape[0]}")
+        cdef Py_ssize_t n = self.frequency.shape[1], first = self.positions[rope]
+        cdef const double *frequency = &self.frequency[rope, 0]
+        cdef c.phi3c_rope *table = &self.ropes[rope]
         if positions <= first:
             return
         positions = max(positions, 2 * first, 512)
-        self.cosines = <float *> grow(self.cosines, positions * n * 4)
-        self.sines = <float *> grow(self.sines, positions * n * 4)
+        table.cosines = <float *> grow(table.cosines, positions * n * 4)
+        table.sines = <float *> grow(table.sines, positions * n * 4)
         with nogil:
-            c.phi3c_rope_table(self.cosines + first * n, self.sines + first * n, frequency, first,
+            c.phi3c_rope_table(table.cosines + first * n, table.sines + first * n, frequency, first,
                                positions - first, n, self.scale)
-        self.positions = positions
+        self.positions[rope] = positions
+
+    cdef bint covers(self, const int32_t[:, ::1] spans):
+        cdef Py_ssize_t i
+        for i in range(spans.shape[0]):
+            if (not 0 <= spans[i, 4] < self.frequency.shape[0]
+                    or <Py_ssize_t> spans[i, 3] + spans[i, 2] > self.positions[spans[i, 4]]):
+                return False
+        return True
 
 
 cdef void *grow(void *memory, size_t n_bytes) except NULL:
@@ -402,7 +424,8 @@ cdef class Batch:
     """Which rows of a forward pass belong to which sequence.
 
     Args:
-        spans: (n_spans, 4) int32: sequence, first row, number of rows, position of the first row.
+        spans: (n_spans, 5) int32: sequence, first row, number of rows, position of the first row, and which
+            set of the rotary table turns them.
         page_tables: (n_sequences, pages) int32: page ids by position / 64; any value where no row looks.
         window: of the attention, 0 for none.
     """
@@ -410,14 +433,13 @@ cdef class Batch:
     cdef const int32_t[:, ::1] spans
     cdef const int32_t[:, ::1] page_tables
     cdef readonly Py_ssize_t n_rows
-    cdef readonly Py_ssize_t n_positions
     cdef int window
 
     def __cinit__(self, const int32_t[:, ::1] spans not None, const int32_t[:, ::1] page_tables not None,
                   Pages pages not None, int window):
         cdef Py_ssize_t i, page, rows = 0, begin, end
-        if spans.shape[0] < 1 or spans.shape[1] != 4:
-            raise ValueError("spans are rows of (sequence, row, n, position)")
+        if spans.shape[0] < 1 or spans.shape[1] != 5:
+            raise ValueError("spans are rows of (sequence, row, n, position, rope)")
         for i in range(spans.shape[0]):
             end = <Py_ssize_t> spans[i, 3] + spans[i, 2]
             if (not 0 <= spans[i, 0] < page_tables.shape[0] or spans[i, 1] != rows or spans[i, 2] < 1
@@ -430,7 +452,6 @@ cdef class Batch:
                 if not 0 <= page_tables[spans[i, 0], page] < pages.count:
                     raise ValueError(f"span {i} has no page {page}")
             rows += spans[i, 2]
-            self.n_positions = max(self.n_positions, end)
         self.spans, self.page_tables, self.n_rows, self.window = spans, page_tables, rows, window
 
 
@@ -507,13 +528,14 @@ def rope_append(Heads heads not None, int layer, Rows qkv not None, Batch batch 
                 Pages pages not None, RopeTable rope not None, Pool pool not None) -> None:
     """Rotate q and k of qkv in place, scale q by 1/sqrt(head_dim), write k and v to the batch's pages."""
     check(batch.n_rows <= qkv.rows and qkv.columns == heads.qkv_columns
-          and batch.window == heads.attention.window and rope.positions >= batch.n_positions
+          and batch.window == heads.attention.window and rope.covers(batch.spans)
+          and 2 * rope.frequency.shape[1] == heads.attention.rope_dims
           and heads.page_bytes(layer + 1) <= pages.page_bytes, "rope_append")
     cdef c.phi3c_attention a = at_layer(heads, layer, batch, pages)
     cdef const c.phi3c_span *spans = <const c.phi3c_span *> &batch.spans[0, 0]
     cdef int n_spans = <int> batch.spans.shape[0]
     with nogil:
-        c.phi3c_rope_append(&a, qkv.f32, spans, n_spans, rope.cosines, rope.sines, pool.pool)
+        c.phi3c_rope_append(&a, qkv.f32, spans, n_spans, rope.ropes, pool.pool)
 
 
 def attend(Activation out not None, Heads heads not None, int layer, Rows qkv not None, Batch batch not None,

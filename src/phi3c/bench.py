@@ -162,7 +162,7 @@ class Benchmark(AbstractContextManager["Benchmark"]):
         # what comes before the clock starts: as fast as may be
         self.phi3.pool = self._pools[max(self._pools)]
         for i in range(workload.n_parallel):
-            self._engine.release(self._at_depth(i, workload.n_depth, progress))
+            self._engine.release(self._at_depth(i, workload, progress))
         pool = self.phi3.pool = self._pools[n_threads]
 
         stage = f"{workload}, {n_threads} {'thread' if n_threads == 1 else 'threads'}"
@@ -213,18 +213,18 @@ class Benchmark(AbstractContextManager["Benchmark"]):
     ) -> None:
         self.close()
 
-    def _at_depth(self, i: int, depth: int, progress: Progress | None = None) -> CachedSequence:
-        """Sequence i with its first `depth` tokens: full pages out of the prefix cache once there."""
-        ids = self._ids[i][:depth]
+    def _at_depth(self, i: int, workload: Workload, progress: Progress | None = None) -> CachedSequence:
+        """Sequence i at the workload's depth: full pages out of the prefix cache once there."""
+        ids = self._ids[i][: workload.n_depth]
         # open() leaves the last token to be computed: another one behind ids is
-        sequence = self._engine.open([*ids, 0] if ids else ())
-        if len(sequence) < depth:
+        sequence = self._engine.open([*ids, 0] if ids else (), workload.n_positions)
+        if len(sequence) < len(ids):
             self._engine.prefill(sequence, ids, _ignore, progress)
         return sequence
 
     def _time(self, workload: Workload) -> float:
         """Seconds of one run, without what brings the sequences to their depth."""
-        sequences = [self._at_depth(i, workload.n_depth) for i in range(workload.n_parallel)]
+        sequences = [self._at_depth(i, workload) for i in range(workload.n_parallel)]
         prompt_end = workload.n_depth + workload.n_prompt
         started = perf_counter()
         if workload.n_prompt:

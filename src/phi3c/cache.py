@@ -1,8 +1,8 @@
 """Keys and values: pages of 64 positions, sequences that hold them, and prefixes found again.
 
 A page holds all layers' keys and values of 64 consecutive positions. What a full page contains follows from
-the tokens up to its end alone, so it is filed under their hash, and a new sequence that begins with the same
-tokens takes it instead of computing it: the bits are the same either way.
+the tokens up to its end and the set of rotary factors alone, so it is filed under their hash, and a new
+sequence that begins alike takes it instead of computing it: the bits are the same either way.
 """
 
 from __future__ import annotations
@@ -21,15 +21,21 @@ from .gguf import GGMLType
 PAGE = _kernels.TILE
 KV_TYPES = {"f16": GGMLType.F16, "q8_0": GGMLType.Q8_0}
 RELEASED = -1
+SHORT, LONG = 0, 1  # sets of rotary factors: for sequences within the original context, and for longer ones
 
 
 class Sequence:
-    """Tokens whose keys and values lie in the cache; made by `KVCache.open`."""
+    """Tokens whose keys and values lie in the cache; made by `KVCache.open`.
 
-    def __init__(self) -> None:
+    Args:
+        rope: the set of rotary factors, SHORT or LONG, that all of its keys are turned with.
+    """
+
+    def __init__(self, rope: int) -> None:
+        self.rope = rope
         self.tokens: list[int] = []
         self.pages: list[int] = []  # by position / 64; RELEASED once out of every window
-        self.digest = b""  # of the tokens in full pages
+        self.digest = bytes([rope])  # of the factors and the tokens in full pages
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -53,13 +59,13 @@ class KVCache:
         self.window = window
         self.spare_pages = spare_pages
         self._holders: dict[int, int] = {}  # page -> sequences that hold it
-        self._filed: dict[bytes, int] = {}  # digest of the tokens up to its end -> page
+        self._filed: dict[bytes, int] = {}  # digest of the factors and the tokens up to its end -> page
         self._digests: dict[int, bytes] = {}  # the same, by page
         self._spare: OrderedDict[int, None] = OrderedDict()  # filed and held by nobody, oldest first
 
-    def open(self, ids: SequenceOf[int]) -> Sequence:
+    def open(self, ids: SequenceOf[int], rope: int = SHORT) -> Sequence:
         """A sequence that already holds the longest filed prefix of `ids`, their last token excepted."""
-        sequence = Sequence()
+        sequence = Sequence(rope)
         for end in range(PAGE, len(ids), PAGE):
             tokens = ids[end - PAGE : end]
             digest = _extend(sequence.digest, tokens)
@@ -144,6 +150,11 @@ class KVCache:
                 sequence.pages[index] = RELEASED
 
 
+def kv_types(head_dim: int) -> list[str]:
+    """The cache types that heads of `head_dim` can be kept in."""
+    return [kv_type for kv_type in KV_TYPES if kv_type != "q8_0" or head_dim % 32 == 0]
+
+
 def kv_type_id(kv_type: str, head_dim: int) -> GGMLType:
     """ggml's id of a cache type, by its name.
 
@@ -152,7 +163,7 @@ def kv_type_id(kv_type: str, head_dim: int) -> GGMLType:
     """
     if kv_type not in KV_TYPES:
         raise InvalidParameterError(f"kv_type is {kv_type!r}; it must be one of {', '.join(KV_TYPES)}")
-    if kv_type == "q8_0" and head_dim % 32:
+    if kv_type not in kv_types(head_dim):
         raise InvalidParameterError(
             f"kv_type q8_0 keeps 32 values to a scale, and this model's heads have {head_dim}: use f16"
         )

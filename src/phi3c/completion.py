@@ -35,6 +35,8 @@ class Timings:
     generation_tokens: int  # computed in generation_ms
     draft_n: int = 0  # tokens guessed, with `speculate`
     draft_n_accepted: int = 0  # of them, those that were right
+    reprefill_tokens: int = 0  # read again with long rotary factors: the original context was outgrown
+    reprefill_ms: float = 0.0  # how much of generation_ms that took
 
     @property
     def time_to_first_token_ms(self) -> float:

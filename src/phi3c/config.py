@@ -5,8 +5,10 @@ After `Config.from_gguf` every tensor is known by name and has exactly the shape
 
 from __future__ import annotations
 
+import logging
 import math
 import reprlib
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Final
 
@@ -14,12 +16,22 @@ from phi3c.errors import UnsupportedModelError, UnsupportedQuantError
 from phi3c.gguf import GGMLType, GGUFFile, TensorInfo
 
 ARCHITECTURES: Final = ("phi3", "llama")
+ROPE_FACTORS_SHORT: Final = "rope_factors_short.weight"
+ROPE_FACTORS_LONG: Final = "rope_factors_long.weight"
+ROPE_FREQS: Final = "rope_freqs.weight"  # divisors for sequences of any length; counts before the other two
 _MAX_CONTEXT = 2**24  # the last position float32 counts exactly
+_MIN_FACTOR = 2.0**-10  # models have 1 and more; this keeps angles within what a double can reduce
+_EXTENDED = 131072  # every phi3 of this context came from 4096 by LongRoPE
+
+logger = logging.getLogger(__name__)
 
 _LOOK_ALIKES = {
-    "phimoe": "Phi-3.5-MoE is a mixture of experts",
+    "phimoe": "Phi-3.5-MoE and Phi-mini-MoE are mixtures of experts",
     "phi2": "Phi-1, Phi-1.5 and Phi-2 have LayerNorm and parallel blocks",
-    "clip": "this is the image projector of a model, not the language model",
+    "phi3small": "Phi-3-small has block-sparse attention",
+    "phi4flash": "Phi-4-mini-flash mixes attention with state-space layers",
+    "phi4mm": "Phi-4-multimodal has towers for images and sound; Phi-4-mini is a model like its text part",
+    "clip": "this is the image projector (mmproj) of a model, not the language model",
 }
 
 # Metadata that would change the computation -> the values with which it changes nothing.
@@ -36,9 +48,8 @@ _NEUTRAL: dict[str, tuple[object, ...]] = {
     "logit_scale": (0, 1),
     "residual_scale": (1,),
     "rope.scale_linear": (0, 1),
-    "rope.scaling.attn_factor": (1,),
     "rope.scaling.factor": (0, 1),
-    "rope.scaling.type": ("none", "linear"),
+    "rope.scaling.type": ("none", "linear", "longrope"),
     "use_parallel_residual": (False,),
 }
 
@@ -59,8 +70,12 @@ class Config:
         head_dim: elements per head, a multiple of 16.
         rope_dimension_count: leading elements of a head that are rotated; even, at most head_dim.
         rope_freq_base: base of the rotary frequencies.
+        rope_factors_short: divisors of the rope_dimension_count / 2 frequencies; None: all are 1.
+        rope_factors_long: those for sequences longer than original_context_length (LongRoPE); None: the same.
+        rope_attn_factor: what cos and sin are multiplied with, whatever the sequence's length.
         layer_norm_rms_epsilon: added to the mean square in RMSNorm.
         context_length: positions the model was trained for.
+        original_context_length: those it was trained for before its context was extended.
         sliding_window: a query sees this many keys, itself included; None: all before it.
         vocab_size: rows of the embedding and of the logits.
         tied: the embedding also is the output matrix.
@@ -77,8 +92,12 @@ class Config:
     head_dim: int
     rope_dimension_count: int
     rope_freq_base: float
+    rope_factors_short: tuple[float, ...] | None
+    rope_factors_long: tuple[float, ...] | None
+    rope_attn_factor: float
     layer_norm_rms_epsilon: float
     context_length: int
+    original_context_length: int
     sliding_window: int | None
     vocab_size: int
     tied: bool
@@ -91,7 +110,7 @@ class Config:
         Raises:
             UnsupportedModelError: another architecture, a feature phi3c does not compute, a value no model
                 can have, or a tensor that is missing, unknown or of the wrong shape.
-            UnsupportedQuantError: norm weights that are not F32.
+            UnsupportedQuantError: norm weights or rotary factors that are not F32.
         """
         hyper = _Hyperparameters(file)
         _refuse_features(hyper)
@@ -100,23 +119,31 @@ class Config:
         if d % head_count and hyper.get("attention.key_length") is None:
             raise hyper.refuse(f"embedding_length {d} is no multiple of attention.head_count {head_count}")
         head_dim = hyper.integer("attention.key_length", default=d // head_count)
+        rope_dims = hyper.integer("rope.dimension_count", default=head_dim)
         context_length = hyper.integer("context_length")
-        block_count = hyper.integer("block_count")
+        original_context_length = _original_context(hyper, context_length)
         name, file_type = file.metadata.get("general.name"), file.metadata.get("general.file_type")
         config = cls(
             architecture=hyper.architecture,
             name=name if isinstance(name, str) else file.path.stem,
-            block_count=block_count,
+            block_count=hyper.integer("block_count"),
             embedding_length=d,
             feed_forward_length=hyper.integer("feed_forward_length"),
             head_count=head_count,
             head_count_kv=hyper.integer("attention.head_count_kv", default=head_count),
             head_dim=head_dim,
-            rope_dimension_count=hyper.integer("rope.dimension_count", default=head_dim),
+            rope_dimension_count=rope_dims,
             rope_freq_base=hyper.positive("rope.freq_base", default=10000.0),
+            rope_factors_short=_factors(hyper, ROPE_FREQS, rope_dims)
+            or _factors(hyper, ROPE_FACTORS_SHORT, rope_dims),
+            rope_factors_long=None
+            if ROPE_FREQS in file.tensors
+            else _factors(hyper, ROPE_FACTORS_LONG, rope_dims),
+            rope_attn_factor=_attn_factor(hyper, context_length, original_context_length),
             layer_norm_rms_epsilon=hyper.positive("attention.layer_norm_rms_epsilon"),
             context_length=context_length,
-            sliding_window=_sliding_window(hyper, context_length, block_count),
+            original_context_length=original_context_length,
+            sliding_window=_sliding_window(hyper, context_length),
             vocab_size=file.tensors["token_embd.weight"].rows,
             tied="output.weight" not in file.tensors,
             file_type=file_type if isinstance(file_type, int) else None,
@@ -171,13 +198,6 @@ def _refuse_features(hyper: _Hyperparameters) -> None:
         raise hyper.refuse("one part of a model in several files; join them with llama-gguf-split --merge")
     if "token_embd.weight" not in tensors:
         raise hyper.refuse("no token_embd.weight: a file without a model, such as a vocabulary")
-    factors = [name for name in tensors if name.startswith("rope_factors_")]
-    original, context = hyper.get("rope.scaling.original_context_length"), hyper.integer("context_length")
-    if factors or (isinstance(original, int) and 0 < original < context):
-        raise hyper.refuse(
-            f"LongRoPE ({', '.join(factors) or f'context extended from {original}'}) is not supported yet by "
-            "this version; use a 4k model, such as Phi-3-mini-4k-instruct"
-        )
     for key, neutral in _NEUTRAL.items():
         value = hyper.get(key)
         if value is not None and not _is_one_of(value, neutral):
@@ -188,14 +208,78 @@ def _is_one_of(value: object, allowed: tuple[object, ...]) -> bool:
     return isinstance(value, bool | int | float | str) and value in allowed
 
 
-def _sliding_window(hyper: _Hyperparameters, context_length: int, block_count: int) -> int | None:
+def _original_context(hyper: _Hyperparameters, context_length: int) -> int:
+    """Positions before the context was extended. 0 in the file means that it never was."""
+    key = "rope.scaling.original_context_length"
+    tensors = hyper.file.tensors
+    has_factors = ROPE_FACTORS_LONG in tensors or ROPE_FACTORS_SHORT in tensors
+    if has_factors:  # without the key nobody can tell which sequences take which
+        original = hyper.integer(key)
+    else:
+        original = hyper.integer(key, default=0, minimum=0) or context_length
+    is_extended = original < context_length or (
+        hyper.architecture == "phi3" and hyper.get(key) is None and context_length == _EXTENDED
+    )
+    if is_extended and not has_factors and ROPE_FREQS not in tensors:
+        logger.warning(
+            "%s is made for %d tokens by rotary factors (LongRoPE), but does not hold them: answers will be "
+            "poor, the more so the longer the text; look for a newer conversion of the model, with %s and %s",
+            hyper.file.path,
+            context_length,
+            ROPE_FACTORS_SHORT,
+            ROPE_FACTORS_LONG,
+        )
+    return min(original, context_length)
+
+
+def _factors(hyper: _Hyperparameters, name: str, rope_dims: int) -> tuple[float, ...] | None:
+    """A tensor of divisors, one for each frequency; None if the file has none."""
+    tensor = hyper.file.tensors.get(name)
+    if tensor is None:
+        return None
+    _check_tensor(hyper, tensor, (rope_dims // 2,))
+    factors: tuple[float, ...] = tuple(hyper.file.data(name).view("<f4").tolist())
+    for j, factor in enumerate(factors):
+        if not _MIN_FACTOR <= factor < math.inf:
+            raise hyper.refuse(f"{name}[{j}] is {factor}, but must be a finite number from {_MIN_FACTOR} up")
+    return factors
+
+
+def _attn_factor(hyper: _Hyperparameters, context_length: int, original_context_length: int) -> float:
+    """The file's, or what LongRoPE defines: sqrt(1 + ln(context / original) / ln(original)).
+
+    By decimal arithmetic: a system's `log` may differ from another's in the last bit.
+    """
+    from decimal import Decimal, localcontext
+
+    key = "rope.scaling.attn_factor"
+    is_longrope = ROPE_FACTORS_LONG in hyper.file.tensors and ROPE_FREQS not in hyper.file.tensors
+    if hyper.get(key) is not None or not is_longrope or original_context_length in (1, context_length):
+        return hyper.positive(key, default=1.0)
+    with localcontext() as context:
+        context.prec = 40
+        original = Decimal(original_context_length)
+        return float((1 + (context_length / original).ln() / original.ln()).sqrt())
+
+
+def _sliding_window(hyper: _Hyperparameters, context_length: int) -> int | None:
     """The window in keys, or None if it never hides one. 0 in the file means off (Phi-4)."""
     if hyper.get("attention.sliding_window") is None:
-        # Phi-3-mini-4k and Phi-3-medium-4k were trained with 2047, and their official files omit the key.
-        is_phi3_4k = hyper.architecture == "phi3" and context_length == 4096 and block_count in (32, 40)
-        return 2047 if is_phi3_4k else None
+        return 2047 if context_length == 4096 and _is_phi3_4k(hyper) else None
     window = hyper.integer("attention.sliding_window", minimum=0)
     return window if 0 < window < context_length else None
+
+
+def _is_phi3_4k(hyper: _Hyperparameters) -> bool:
+    """Whether it is Phi-3-mini or -medium, trained with a window of 2047 that official files do not mention.
+
+    The first upload of Phi-3-mini-4k called itself a llama; no other llama has its shape.
+    """
+    if hyper.architecture == "phi3":
+        return hyper.get("block_count") in (32, 40)
+    keys = ("block_count", "embedding_length", "feed_forward_length", "attention.head_count")
+    shape = tuple(hyper.get(key) for key in keys)
+    return shape == (32, 3072, 8192, 32) and hyper.file.tensors["token_embd.weight"].rows == 32064
 
 
 def _check_relations(hyper: _Hyperparameters, config: Config) -> None:
@@ -206,6 +290,7 @@ def _check_relations(hyper: _Hyperparameters, config: Config) -> None:
         (config.context_length > _MAX_CONTEXT, f"context_length {config.context_length} > {_MAX_CONTEXT}"),
         (config.block_count > n_tensors, f"{config.block_count} layers, but only {n_tensors} tensors"),
         (config.head_dim % 16, f"head size {config.head_dim} is no multiple of 16"),
+        (config.rope_freq_base < 1, f"rope.freq_base is {config.rope_freq_base}, but must be at least 1"),
         (value_length != config.head_dim, f"value size {value_length} is not the key size {config.head_dim}"),
         (
             config.head_count % config.head_count_kv,
@@ -223,7 +308,7 @@ def _check_relations(hyper: _Hyperparameters, config: Config) -> None:
 
 def _check_tensors(hyper: _Hyperparameters, config: Config) -> None:
     tensors = hyper.file.tensors
-    expected = _inventory(config, fused_qkv="blk.0.attn_qkv.weight" in tensors)
+    expected = _inventory(config, tensors)
     for name in tensors:
         if name not in expected:
             raise hyper.refuse(f"tensor {name} {_why_unknown(name)}")
@@ -238,7 +323,8 @@ def _check_tensor(hyper: _Hyperparameters, tensor: TensorInfo, shape: tuple[int,
         raise hyper.refuse(f"tensor {tensor.name} has shape {tensor.shape}, the metadata asks for {shape}")
     if len(shape) == 1 and tensor.type is not GGMLType.F32:
         raise UnsupportedQuantError(
-            f"{hyper.file.path}: {tensor.name} is {tensor.type.name}, norm weights must be F32",
+            f"{hyper.file.path}: {tensor.name} is {tensor.type.name}; norm weights and rotary factors must "
+            "be F32",
             tensor.name,
             tensor.type.name,
         )
@@ -246,8 +332,11 @@ def _check_tensor(hyper: _Hyperparameters, tensor: TensorInfo, shape: tuple[int,
         raise hyper.refuse(f"rows of {tensor.name} have {tensor.columns} elements, no multiple of 32")
 
 
-def _inventory(config: Config, fused_qkv: bool) -> dict[str, tuple[int, ...]]:
-    """Every tensor the network has: name -> shape, (columns, rows) as in the file."""
+def _inventory(config: Config, found: Collection[str]) -> dict[str, tuple[int, ...]]:
+    """Every tensor the network has: name -> shape, (columns, rows) as in the file.
+
+    Names in `found` say which of its forms the file has: q, k, v fused or apart, rotary factors or none.
+    """
     d, ffn = config.embedding_length, config.feed_forward_length
     q, kv = config.head_count * config.head_dim, config.head_count_kv * config.head_dim
     is_phi3 = config.architecture == "phi3"
@@ -258,7 +347,7 @@ def _inventory(config: Config, fused_qkv: bool) -> dict[str, tuple[int, ...]]:
         "ffn_norm": (d,),
         "ffn_down": (ffn, d),
     }
-    if is_phi3 and fused_qkv:
+    if is_phi3 and "blk.0.attn_qkv.weight" in found:
         block |= {"attn_qkv": (d, q + 2 * kv)}
     else:
         block |= {"attn_q": (d, q), "attn_k": (d, kv), "attn_v": (d, kv)}
@@ -270,6 +359,11 @@ def _inventory(config: Config, fused_qkv: bool) -> dict[str, tuple[int, ...]]:
     }
     if not config.tied:
         inventory["output.weight"] = (d, config.vocab_size)
+    factors = (config.rope_dimension_count // 2,)
+    if ROPE_FREQS in found:
+        inventory[ROPE_FREQS] = factors
+    if ROPE_FACTORS_SHORT in found or ROPE_FACTORS_LONG in found:
+        inventory |= {ROPE_FACTORS_SHORT: factors, ROPE_FACTORS_LONG: factors}
     for i in range(config.block_count):
         inventory |= {f"blk.{i}.{name}.weight": shape for name, shape in block.items()}
     return inventory
@@ -278,6 +372,4 @@ def _inventory(config: Config, fused_qkv: bool) -> dict[str, tuple[int, ...]]:
 def _why_unknown(name: str) -> str:
     if name.endswith(".bias"):
         return "is a bias, which the supported models do not have"
-    if name.startswith("rope_freqs"):
-        return "scales the rotary frequencies, which is not supported"
     return "is no part of the network that the metadata describes"

@@ -5,28 +5,33 @@ A step holds the engine's lock, so any number of threads may generate at once; e
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections import deque
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 from time import perf_counter
-from typing import TypeVar
+from typing import Final, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from . import _kernels
-from .cache import PAGE, KVCache
+from .cache import LONG, PAGE, SHORT, KVCache
 from .cache import Sequence as CachedSequence
 from .completion import FinishReason, Timings, Usage
-from .errors import ModelClosedError, NumericalError
+from .config import Config
+from .errors import InvalidParameterError, ModelClosedError, NumericalError
 from .lookup import PromptLookup
 from .phi3 import Phi3, Step
 from .sampling import Sampler, SamplingParams, TokenLogprob
 from .weights import Progress
 
 T = TypeVar("T")
+
+ROPE_FACTORS: Final = ("auto", "short", "long")
+logger = logging.getLogger(__name__)
 
 
 class Engine:
@@ -36,10 +41,16 @@ class Engine:
         phi3: the network.
         n_ctx: longest sequence; the cache keeps as many positions of finished ones for their prefixes.
         speculate: most tokens a generation drafts per step; 0 for none.
+        rope_factors: which sequences keys are rotated for: "auto" (by length, as the model was trained),
+            "short" or "long".
+
+    Raises:
+        InvalidParameterError: rope_factors is none of them, or "long" where the model has one set only.
     """
 
-    def __init__(self, phi3: Phi3, n_ctx: int, speculate: int = 0) -> None:
+    def __init__(self, phi3: Phi3, n_ctx: int, speculate: int = 0, rope_factors: str = "auto") -> None:
         config = phi3.config
+        self.n_short = short_context(config, rope_factors)
         cache = KVCache(
             phi3.heads, config.block_count, window=config.sliding_window, spare_pages=-(-n_ctx // PAGE)
         )
@@ -49,11 +60,14 @@ class Engine:
         # Reentrant: a Stream may be collected, and release its pages, within a step.
         self._lock = threading.RLock()
 
-    def open(self, ids: Sequence[int]) -> CachedSequence:
-        """A sequence that holds what the cache knows of the beginning of `ids`."""
+    def open(self, ids: Sequence[int], n_tokens: int) -> CachedSequence:
+        """A sequence that holds what the cache knows of the beginning of `ids`.
+
+        Its keys are rotated as is right for a sequence of `n_tokens`, the length that it will have.
+        """
         with self._lock:
             _, cache = self._open_parts()
-            return cache.open(ids)
+            return cache.open(ids, SHORT if n_tokens <= self.n_short else LONG)
 
     def release(self, sequence: CachedSequence) -> None:
         """The sequence is done with."""
@@ -79,18 +93,22 @@ class Engine:
         ids: Sequence[int],
         use: Callable[[NDArray[np.float32]], T],
         progress: Progress | None,
+        stage: str = "prompt",
     ) -> T:
-        """Append the missing rest of `ids`, n_batch tokens a time; `use` gets the last logits (1, vocab)."""
+        """Append the missing rest of `ids`, n_batch tokens a time; `use` gets the last logits (1, vocab).
+
+        `progress` is told (stage, tokens done, tokens in all).
+        """
         n_batch = self._open_parts()[0].n_batch
         if progress:
-            progress("prompt", len(sequence), len(ids))
+            progress(stage, len(sequence), len(ids))
         while len(ids) - len(sequence) > n_batch:
             chunk = ids[len(sequence) : len(sequence) + n_batch]
             self.run([Step(sequence, chunk, n_logits=0)], lambda logits: None)
             if progress:
-                progress("prompt", len(sequence), len(ids))
+                progress(stage, len(sequence), len(ids))
         if progress:
-            progress("prompt", len(ids), len(ids))  # a bar is gone before the first token is shown
+            progress(stage, len(ids), len(ids))  # a bar is gone before the first token is shown
         return self.run([Step(sequence, ids[len(sequence) :])], use)
 
     @property
@@ -113,7 +131,7 @@ class Engine:
                 are gone after it.
         """
         n_batch = self._open_parts()[0].n_batch
-        sequence = self.open(ids[: first + 1])
+        sequence = self.open(ids[: first + 1], len(ids))
         try:
             while len(sequence) < len(ids):
                 start = len(sequence)
@@ -149,6 +167,25 @@ class Engine:
         return self._parts
 
 
+def short_context(config: Config, rope_factors: str) -> int:
+    """Tokens of the longest sequence whose keys are rotated with the short factors.
+
+    Raises:
+        InvalidParameterError: rope_factors is none of ROPE_FACTORS, or "long" where there is but one set.
+    """
+    if rope_factors not in ROPE_FACTORS:
+        choices = ", ".join(ROPE_FACTORS)
+        raise InvalidParameterError(f"rope_factors is {rope_factors!r}; it must be one of {choices}")
+    has_long = config.rope_factors_long is not None
+    if rope_factors == "long" and not has_long:
+        raise InvalidParameterError(
+            "rope_factors is 'long', but this model has the same rotary factors for all lengths: use 'auto'"
+        )
+    if rope_factors == "auto" and has_long:
+        return config.original_context_length
+    return 0 if rope_factors == "long" else config.context_length
+
+
 @dataclass(frozen=True, slots=True)
 class Token:
     """A generated token; `finish_reason` is set on the last, and a stop token is not part of the answer."""
@@ -182,6 +219,7 @@ class Generation:
         self.n_generated = 0
         self.cached_tokens = 0
         self.draft_n = self.draft_n_accepted = 0
+        self.reprefill_tokens, self.reprefill_seconds = 0, 0.0
         self._lookup = PromptLookup(ids) if engine.speculate else None
         self._sequence: CachedSequence | None = None
         self._ready: deque[tuple[int, TokenLogprob | None]] = deque()  # chosen, but not yet asked for
@@ -195,11 +233,12 @@ class Generation:
         first = self._sequence is None
         try:
             if self._sequence is None:
-                self._sequence = self._engine.open(self._ids)
-                self.cached_tokens = len(self._sequence)
-                self._engine.prefill(self._sequence, self._ids, self._choose, self._progress)
+                self.cached_tokens = self._read(self._ids)
             elif not self._ready:
-                self._decode(self._sequence)
+                if self._sequence.rope == SHORT and len(self._sequence) == self._engine.n_short:
+                    self._read_again(self._sequence)
+                else:
+                    self._decode(self._sequence)
         except BaseException:
             self.close()
             raise
@@ -241,6 +280,8 @@ class Generation:
             max(0, self.n_generated - 1),
             self.draft_n,
             self.draft_n_accepted,
+            self.reprefill_tokens,
+            1000 * self.reprefill_seconds,
         )
 
     def _decode(self, sequence: CachedSequence) -> None:
@@ -248,6 +289,8 @@ class Generation:
         drafts: list[int] = []
         if self._lookup:
             most = min(self._engine.speculate, self.limit - self.n_generated - 1)
+            if sequence.rope == SHORT:
+                most = min(most, self._engine.n_short - len(sequence) - 1)
             drafts = list(takewhile(lambda token: token not in self._stop_ids, self._lookup.draft(most)))
         step = Step(sequence, (self._last, *drafts), n_logits=1 + len(drafts), n_drafts=len(drafts))
         accepted = self._engine.run([step], lambda logits: self._choose(logits, drafts))
@@ -256,6 +299,31 @@ class Generation:
         self.draft_n_accepted += accepted
         if self._lookup:
             self._lookup.settle(len(drafts), accepted)
+
+    def _read(self, ids: Sequence[int], stage: str = "prompt") -> int:
+        """Begin the sequence with `ids` and choose the token behind them; returns how many were cached."""
+        self._sequence = self._engine.open(ids, len(ids))
+        n_cached = len(self._sequence)
+        self._engine.prefill(self._sequence, ids, self._choose, self._progress, stage)
+        return n_cached
+
+    def _read_again(self, sequence: CachedSequence) -> None:
+        """One step of a sequence that outgrows the original context: all of it, with the long factors.
+
+        They turn every key, and all layers but the first saw the old ones: nothing that was computed stays
+        right.
+        """
+        started = perf_counter()
+        ids = [*sequence.tokens, self._last]
+        self._sequence = None
+        self._engine.release(sequence)
+        logger.info(
+            "the text outgrew the %d tokens of the original context and is read again with the long rotary "
+            "factors; rope_factors='long' takes them from the start",
+            self._engine.n_short,
+        )
+        self.reprefill_tokens = len(ids) - self._read(ids, "again")
+        self.reprefill_seconds = perf_counter() - started
 
     def _choose(self, logits: NDArray[np.float32], drafts: Sequence[int] = ()) -> int:
         """Make the tokens behind the last one and behind each right draft ready; returns how many were right.

@@ -16,20 +16,30 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import _kernels
+from .cache import kv_types
 from .completion import Chunk, Completion, FinishReason
 from .config import Config
 from .divergence import Divergence, divergence
-from .engine import Engine, Generation
-from .errors import ChatTemplateError, ContextLengthError, InvalidParameterError, TokenizerError
+from .engine import Engine, Generation, short_context
+from .errors import (
+    ChatTemplateError,
+    ContextLengthError,
+    InvalidParameterError,
+    OutOfMemoryError,
+    TokenizerError,
+)
+from .memory import total_memory
 from .packed import ModelFile
 from .perplexity import Chunk as TextChunk
 from .perplexity import Perplexity, Score, logprobs, perplexity
 from .perplexity import Progress as PerplexityProgress
+from .phi3 import kv_bytes_per_token
 from .profile import network, profile_of
 from .sampling import SamplingOptions, SamplingParams, TokenLogprob
 from .stopping import StopMatcher
 from .threads import default_threads
 from .tokenizer import TextStream, Tokenizer
+from .weights import packed_bytes
 
 if TYPE_CHECKING:
     from .chat import ChatTemplate
@@ -73,12 +83,16 @@ class Model:
             little less exact (docs/accuracy.md).
         speculate: most tokens per step that are drafted from repetitions in prompt and answer, and verified
             together; 0 drafts none. Faster where an answer copies from its prompt; never another result.
+        rope_factors: which of a LongRoPE model's two sets of rotary factors is used. "auto" is what the model
+            was trained with: "short" for texts that fit its original context, "long" for longer ones, and one
+            that outgrows it is read again (`timings.reprefill_tokens`). "long" spares that where it is known
+            to happen; "short" serves comparisons.
         progress: called as progress("pack", bytes done, bytes in all) while weights are packed.
 
     Raises:
         ModelLoadError: the file cannot be found, is no GGUF file, is damaged, or holds something phi3c does
             not run; the subclass says which.
-        OutOfMemoryError: the weights do not fit into memory.
+        OutOfMemoryError: the weights, or keys and values of n_ctx tokens beside them, do not fit into memory.
         InvalidParameterError: an argument is out of range.
     """
 
@@ -91,6 +105,7 @@ class Model:
         n_batch: int = 512,
         kv_type: str = "f16",
         speculate: int = 0,
+        rope_factors: str = "auto",
         progress: Progress | None = None,
     ) -> None:
         started = perf_counter()
@@ -109,6 +124,8 @@ class Model:
                     "from two models"
                 )
             n_ctx = _context(n_ctx, self.config)
+            short_context(self.config, rope_factors)  # refuses nonsense before weights are packed
+            _check_memory(self._file, self.config, n_ctx, kv_type)
             pool = _kernels.Pool(default_threads(n_threads).count)
             phi3 = network()(
                 self._file, self.config, pool, n_batch=n_batch, kv_type=kv_type, progress=progress
@@ -116,7 +133,7 @@ class Model:
         except BaseException:
             self._file.close()
             raise
-        self._engine = Engine(phi3, n_ctx, speculate)
+        self._engine = Engine(phi3, n_ctx, speculate, rope_factors)
         self.profile = profile_of(phi3)  # None unless PHI3C_PROFILE is 1
         self.info = ModelInfo(
             path=self._file.path,
@@ -149,6 +166,7 @@ class Model:
         n_batch: int = 512,
         kv_type: str = "f16",
         speculate: int = 0,
+        rope_factors: str = "auto",
         progress: Progress | None = None,
     ) -> Model:
         """Load a model by name, downloading it first where it is not in the cache.
@@ -160,7 +178,7 @@ class Model:
             token: for gated repositories; None uses the one `hf auth login` or HF_TOKEN left.
             cache_dir: where downloads are kept; None for the Hub's own cache.
             local_files_only: never touch the network.
-            n_ctx, n_threads, n_batch, kv_type, speculate, progress: as for Model.
+            n_ctx, n_threads, n_batch, kv_type, speculate, rope_factors, progress: as for Model.
 
         Raises:
             ModelNotFoundError: no such repository or file; the message lists those that exist.
@@ -185,6 +203,7 @@ class Model:
             n_batch=n_batch,
             kv_type=kv_type,
             speculate=speculate,
+            rope_factors=rope_factors,
             progress=progress,
         )
 
@@ -224,7 +243,8 @@ class Model:
                 text; or token ids, taken as they are.
             stream: return a Stream of chunks instead of the finished Completion.
             params: sampling parameters; the keywords change single ones.
-            progress: called as progress("prompt", tokens done, tokens in all) while the prompt is read.
+            progress: called as progress("prompt", tokens done, tokens in all) while the prompt is read, and
+                as progress("again", ...) where prompt and answer have outgrown the original context.
             **sampling: fields of SamplingParams: max_tokens, temperature, top_k, top_p, min_p,
                 repeat_penalty, repeat_last_n, seed, stop, logprobs.
 
@@ -296,7 +316,8 @@ class Model:
             ids: token ids, as they are: no BOS is added.
 
         Returns:
-            float32 (len(ids), vocab_size): row i scores the token that follows ids[: i + 1].
+            float32 (len(ids), vocab_size): row i scores the token that follows ids[: i + 1]. With
+            rope_factors "auto", the length of `ids` decides on the factors for all rows.
 
         Raises:
             ContextLengthError: more ids than n_ctx.
@@ -599,3 +620,19 @@ def _context(n_ctx: int | None, config: Config) -> int:
             f"n_ctx is {n_ctx}; this model was trained for sequences of 1 to {config.context_length} tokens"
         )
     return n_ctx
+
+
+def _check_memory(file: ModelFile, config: Config, n_ctx: int, kv_type: str) -> None:
+    """Refuse a context that could not be filled: its pages are taken one by one, much later."""
+    memory, weights = total_memory(), packed_bytes(file, config)
+    per_token = kv_bytes_per_token(config, kv_type)
+    if memory is None or weights > memory or weights + n_ctx * per_token <= memory:
+        return
+    fits = f"n_ctx up to {(memory - weights) // per_token} fits"
+    if kv_type == "f16" and "q8_0" in kv_types(config.head_dim):
+        fits += f", with kv_type q8_0 up to {(memory - weights) // kv_bytes_per_token(config, 'q8_0')}"
+    raise OutOfMemoryError(
+        f"{file.path}: a context of {n_ctx} tokens takes {n_ctx * per_token / 1e9:.1f} GB ({per_token} bytes "
+        f"a token as {kv_type}) beside {weights / 1e9:.1f} GB of weights, and this machine has "
+        f"{memory / 1e9:.1f} GB; {fits}"
+    )

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import _kernels
-from .cache import KVCache, kv_type_id
+from .cache import PAGE, KVCache, kv_type_id
 from .cache import Sequence as CachedSequence
 from .config import Config
 from .packed import ModelFile
@@ -75,15 +75,8 @@ class Phi3:
         progress: Progress | None = None,
     ) -> None:
         self.config = config
-        self.heads = _kernels.Heads(
-            config.head_count,
-            config.head_count_kv,
-            config.head_dim,
-            config.rope_dimension_count,
-            config.sliding_window or 0,
-            kv_type_id(kv_type, config.head_dim),
-        )
-        self.rope = _kernels.RopeTable(rope_frequencies(config), 1.0)
+        self.heads = heads(config, kv_type)
+        self.rope = _kernels.RopeTable(rope_frequencies(config), config.rope_attn_factor)
         self.pool = pool
         self._file = file
         self._token_embd = file.tensors["token_embd.weight"]
@@ -124,8 +117,8 @@ class Phi3:
         )  # fmt: skip
         for step in steps:
             cache.reserve(step.sequence, len(step.ids))
+            self.rope.extend(step.sequence.rope, len(step.sequence) + len(step.ids))
         batch = self._batch(steps, cache)
-        self.rope.extend(batch.n_positions)
         wanted = wanted_rows(steps)
         n = batch.n_rows
 
@@ -166,9 +159,9 @@ class Phi3:
             self._operations.embed(self._x, data, self._token_embd.type, ids)
 
     def _batch(self, steps: Sequence[Step], cache: KVCache) -> _kernels.Batch:
-        spans, row = np.empty((len(steps), 4), np.int32), 0
+        spans, row = np.empty((len(steps), 5), np.int32), 0
         for i, step in enumerate(steps):
-            spans[i] = i, row, len(step.ids), len(step.sequence)
+            spans[i] = i, row, len(step.ids), len(step.sequence), step.sequence.rope
             row += len(step.ids)
         window = self.config.sliding_window or 0
         return _kernels.Batch(spans, cache.tables([step.sequence for step in steps]), cache.pages, window)
@@ -189,17 +182,45 @@ def wanted_rows(steps: Iterable[Step]) -> NDArray[np.int64]:
     return np.array(rows, np.int64)
 
 
-def rope_frequencies(config: Config) -> NDArray[np.float64]:
-    """(rope_dimension_count / 2,) float64: base^(-2 j / n), radians per position.
+def heads(config: Config, kv_type: str) -> _kernels.Heads:
+    """The attention of a model, whose keys and values are kept as `kv_type`.
 
-    By decimal arithmetic of 40 digits: a system's `pow` may differ from another's in the last bit.
+    Raises:
+        InvalidParameterError: no such kv_type, or it does not fit the heads.
+    """
+    return _kernels.Heads(
+        config.head_count,
+        config.head_count_kv,
+        config.head_dim,
+        config.rope_dimension_count,
+        config.sliding_window or 0,
+        kv_type_id(kv_type, config.head_dim),
+    )
+
+
+def kv_bytes_per_token(config: Config, kv_type: str) -> int:
+    """Bytes that keys and values of one position take in all layers."""
+    return heads(config, kv_type).page_bytes(config.block_count) // PAGE
+
+
+def rope_frequencies(config: Config) -> NDArray[np.float64]:
+    """(sets, rope_dimension_count / 2) float64: base^(-2 j / n) / factor[j], radians per position.
+
+    Row SHORT is for sequences within the original context, row LONG, where there is one, for longer ones. By
+    decimal arithmetic of 40 digits: a system's `pow` may differ from another's in the last bit.
     """
     from decimal import Decimal, localcontext
 
     with localcontext() as context:
         context.prec = 40
         base, n = Decimal(config.rope_freq_base), config.rope_dimension_count
-        return np.array([float(base ** (Decimal(-2 * j) / n)) for j in range(n // 2)])
+        frequencies = [base ** (Decimal(-2 * j) / n) for j in range(n // 2)]
+        sets = [config.rope_factors_short or (1.0,) * len(frequencies)]
+        if config.rope_factors_long:
+            sets.append(config.rope_factors_long)
+        return np.array(
+            [[float(f / Decimal(d)) for f, d in zip(frequencies, set, strict=True)] for set in sets]
+        )
 
 
 def _layer(weights: Weights, file: ModelFile, i: int) -> Layer:

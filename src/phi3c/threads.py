@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from phi3c.cgroup import folders, read
 from phi3c.errors import InvalidParameterError
 
 # A core slower than this share of the fastest one is an efficiency core: waiting for it at every barrier
@@ -112,13 +113,13 @@ def _macos_cores() -> int | None:
 def _linux_machine(root: Path, affinity: Iterable[int]) -> Machine:
     """Describe the Linux machine whose /proc and /sys lie under `root`."""
     folder = root / "sys/devices/system/cpu"
-    hybrid = _cpu_list(_read(root / "sys/devices/cpu_core/cpus"))  # Intel: the performance cores, by name
+    hybrid = _cpu_list(read(root / "sys/devices/cpu_core/cpus"))  # Intel: the performance cores, by name
     cpus = []
     for cpu in sorted(affinity):
         here = folder / f"cpu{cpu}"
-        package = _read(here / "topology/physical_package_id")
-        core = _read(here / "topology/core_id")
-        speed = _read(here / "cpu_capacity") or _read(here / "cpufreq/cpuinfo_max_freq") or "1"
+        package = read(here / "topology/physical_package_id")
+        core = read(here / "topology/core_id")
+        speed = read(here / "cpu_capacity") or read(here / "cpufreq/cpuinfo_max_freq") or "1"
         cpus.append(
             LogicalCPU(
                 # where the topology is hidden, every hardware thread counts as a core
@@ -130,27 +131,15 @@ def _linux_machine(root: Path, affinity: Iterable[int]) -> Machine:
 
 
 def _cgroup_quota(root: Path) -> float | None:
-    """The tightest CPU quota, in CPUs, of the process's cgroup and its ancestors; versions 1 and 2."""
+    """The tightest CPU quota, in CPUs, of the process's cgroup and its ancestors."""
     quotas = []
-    for line in _read(root / "proc/self/cgroup").splitlines():
-        _, controllers, path = line.split(":", 2)
-        if controllers == "":
-            mounts = ["sys/fs/cgroup", "sys/fs/cgroup/unified"]
-        elif "cpu" in controllers.split(","):
-            mounts = ["sys/fs/cgroup/cpu", f"sys/fs/cgroup/{controllers}"]
+    for version, folder in folders(root, "cpu"):
+        if version == 2:
+            limit, _, period = read(folder / "cpu.max").partition(" ")
         else:
-            continue
-        # inside a container the path may be the host's: the folders that are missing are passed over
-        relative = Path(path.lstrip("/"))
-        for mount in mounts:
-            for group in (relative, *relative.parents):
-                folder = root / mount / group
-                if controllers == "":
-                    limit, _, period = _read(folder / "cpu.max").partition(" ")
-                else:
-                    limit, period = _read(folder / "cpu.cfs_quota_us"), _read(folder / "cpu.cfs_period_us")
-                if limit.isdigit() and period.isdigit() and int(period) > 0:  # else "max", "-1" or absent
-                    quotas.append(int(limit) / int(period))
+            limit, period = read(folder / "cpu.cfs_quota_us"), read(folder / "cpu.cfs_period_us")
+        if limit.isdigit() and period.isdigit() and int(period) > 0:  # else "max", "-1" or absent
+            quotas.append(int(limit) / int(period))
     return min(quotas, default=None)
 
 
@@ -161,10 +150,3 @@ def _cpu_list(text: str) -> set[int]:
         first, _, last = part.partition("-")
         numbers.update(range(int(first), int(last or first) + 1))
     return numbers
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text().strip()
-    except OSError:
-        return ""

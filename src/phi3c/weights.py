@@ -51,7 +51,7 @@ class Weights:
     ) -> None:
         self._file, self._config, self._pool, self._progress = file, config, pool, progress
         tensors = matrices(file, config)
-        self.n_bytes = sum(_kernels.packed_bytes(t.type, t.rows, t.columns) for t in tensors)
+        self.n_bytes = packed_bytes(file, config)
         memory = total_memory()
         if memory is not None and self.n_bytes > memory:
             raise OutOfMemoryError(
@@ -120,6 +120,11 @@ def matrices(file: ModelFile, config: Config) -> list[TensorInfo]:
             f"{file.path}: the packed tensors are not those that phi3c packs; pack the model again"
         )
     return found
+
+
+def packed_bytes(file: ModelFile, config: Config) -> int:
+    """Bytes of all matrices, packed. Raises as `matrices` does."""
+    return sum(_kernels.packed_bytes(t.type, t.rows, t.columns) for t in matrices(file, config))
 
 
 def row_order(config: Config, tensor: TensorInfo) -> NDArray[np.int64] | None:

@@ -6,7 +6,7 @@ import argparse
 import json
 import math
 from collections import Counter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from phi3c.config import Config
@@ -64,6 +64,9 @@ def describe(
         n_ctx: Context length of the memory estimate; the model's own, at most 4096, when None.
         with_tensors: Also list every tensor.
     """
+    from phi3c.cache import kv_types
+    from phi3c.phi3 import kv_bytes_per_token
+
     tensors = list(file.tensors.values())
     weights = sum(tensor.n_bytes for tensor in tensors)
     report: dict[str, object] = {
@@ -81,9 +84,21 @@ def describe(
     }
     if config is not None:
         n_ctx = n_ctx or min(config.context_length, DEFAULT_N_CTX)
-        # keys and values of every layer, float16
-        kv = 2 * config.block_count * config.head_count_kv * config.head_dim * 2 * n_ctx
-        report["memory"] = {"n_ctx": n_ctx, "kv_bytes": kv, "total_bytes": weights + kv}
+        kv = {kv_type: n_ctx * kv_bytes_per_token(config, kv_type) for kv_type in kv_types(config.head_dim)}
+        report["context"] = {
+            "context_length": config.context_length,
+            "original_context_length": config.original_context_length,
+            "sliding_window": config.sliding_window,
+        }
+        report["rope"] = {
+            "freq_base": config.rope_freq_base,
+            "dimension_count": config.rope_dimension_count,
+            "head_dim": config.head_dim,
+            "attn_factor": config.rope_attn_factor,
+            "factors_short": config.rope_factors_short,
+            "factors_long": config.rope_factors_long,
+        }
+        report["memory"] = {"n_ctx": n_ctx, "weights_bytes": weights, "kv_bytes": kv}
     report["metadata"] = {key: _plain(value) for key, value in file.metadata.items()}
     if with_tensors:
         report["tensor_list"] = [
@@ -126,9 +141,13 @@ def _as_text(report: dict[str, object]) -> str:
     }
     if report["layout"]:
         facts["packed"] = f"{report['layout']}: loads without packing; types are those it was packed from"
+    if isinstance(context := report.get("context"), dict):
+        facts["context"] = _context(context)
+    if isinstance(rope := report.get("rope"), dict):
+        facts["rope"] = _rope(rope)
     if isinstance(memory := report.get("memory"), dict):
-        total, kv, n_ctx = memory["total_bytes"], memory["kv_bytes"], memory["n_ctx"]
-        facts["memory"] = f"about {_megabytes(total)} with a full context of {n_ctx} ({_megabytes(kv)} of it)"
+        kv = " or ".join(f"{_megabytes(size)} as {kv_type}" for kv_type, size in memory["kv_bytes"].items())
+        facts["memory"] = f"keys and values of {memory['n_ctx']} tokens take {kv}, beside the weights"
     template = metadata.get("tokenizer.chat_template")
     lines = [f"{name:15}{value}" for name, value in facts.items()]
     lines += ["", "metadata"]
@@ -138,6 +157,22 @@ def _as_text(report: dict[str, object]) -> str:
         lines += ["", "tensors"]
         lines += [f"  {t['name']:32} {t['type']:8} {' x '.join(map(str, t['shape']))}" for t in tensors]
     return _printable("\n".join(lines))
+
+
+def _context(context: dict[str, Any]) -> str:
+    length, original, window = context.values()
+    text = f"{length} tokens"
+    if original < length:
+        text += f", extended from {original}"
+    return f"{text}; " + ("each sees all before it" if window is None else f"each sees the last {window}")
+
+
+def _rope(rope: dict[str, Any]) -> str:
+    text = f"base {rope['freq_base']:g}, {rope['dimension_count']} of {rope['head_dim']} dimensions"
+    for name in ("short", "long"):
+        if factors := rope[f"factors_{name}"]:
+            text += f", {name} factors {min(factors):g} to {max(factors):g}"
+    return text if rope["attn_factor"] == 1 else f"{text}, attn_factor {rope['attn_factor']:.6f}"
 
 
 def _printable(text: str) -> str:

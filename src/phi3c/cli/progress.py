@@ -10,15 +10,24 @@ from typing import TextIO
 WIDTH = 24  # characters of the bar itself
 PATIENCE = 0.3  # seconds before the line appears
 INTERVAL = 0.1  # seconds between two drawings of it
-LABELS = {"download": "downloading", "pack": "packing weights", "prompt": "reading prompt"}
+LABELS = {
+    "download": "downloading",
+    "pack": "packing weights",
+    "prompt": "reading prompt",
+    "again": "reading it all again",
+}
 BYTES = ("download", "pack")  # stages that count bytes; the others count tokens
+AMID = ("again",)  # stages within an answer: the cursor is where its text goes on
+
+# VT100's: scroll, if need be, to have a line below, and remember the cursor; back to it; one line down.
+MAKE_ROOM, BACK, DOWN = "\x1bD\x1b[A\x1b7", "\x1b8", "\x1b[B"
 
 
 class ProgressBar:
     """Draws `(stage, done, total)` reports; silent where stderr is not a terminal.
 
     It is its own callback: `Model(path, progress=bar)`. The line is wiped when a stage is complete and when
-    the bar is closed.
+    the bar is closed. Amid an answer on the same terminal it is the line below the cursor.
     """
 
     def __init__(self, stream: TextIO | None = None, patience: float = PATIENCE) -> None:
@@ -40,20 +49,31 @@ class ProgressBar:
         if done >= total:
             self.close()
         elif now - self._started >= self._patience and now - self._drawn >= INTERVAL:
+            if self._is_amid and not self._drawn:
+                self._stream.write(MAKE_ROOM)
             self._drawn = now
             share = done / total
             bar = "#" * round(share * WIDTH)
             rate = _rate(stage, done / max(now - self._started, 1e-3))
             label = LABELS.get(stage, stage)
-            self._stream.write(f"\r{label} [{bar:<{WIDTH}}] {share:4.0%} {rate}{note}\x1b[K")
+            self._stream.write(f"{self._line}{label} [{bar:<{WIDTH}}] {share:4.0%} {rate}{note}\x1b[K")
             self._stream.flush()
 
     def close(self) -> None:
         """Wipe the line."""
         if self._drawn:
-            self._stream.write("\r\x1b[K")
+            self._stream.write(f"{self._line}\x1b[K" + (BACK if self._is_amid else ""))
             self._stream.flush()
         self._stage, self._drawn = "", 0.0
+
+    @property
+    def _is_amid(self) -> bool:
+        return self._stage in AMID and sys.stdout.isatty()
+
+    @property
+    def _line(self) -> str:
+        """What moves the cursor to the beginning of the bar's line."""
+        return f"{BACK}{DOWN}\r" if self._is_amid else "\r"
 
     def __enter__(self) -> ProgressBar:
         return self

@@ -66,6 +66,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="draft up to N tokens a step where the text repeats itself: the same text sooner (default: 0)",
     )
+    parser.add_argument(
+        "--rope-factors",
+        choices=("auto", "short", "long"),
+        default="auto",
+        help="of models whose context was extended: by the text's length (auto), or one of the two sets",
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of streaming text")
     parser.add_argument("--stats", action="store_true", help="print speed and memory to stderr")
 
@@ -94,6 +100,7 @@ def main(args: argparse.Namespace) -> int:
             n_threads=args.threads,
             kv_type=args.kv_type,
             speculate=args.speculate,
+            rope_factors=args.rope_factors,
             progress=bar,
         ) as model:
             stream = _start(model, args, prompt, params, bar)
@@ -169,6 +176,8 @@ def _print_stats(completion: Completion) -> None:
         "finish reason": f"{completion.finish_reason} ({completion.stop_detail})",
         "seed": str(completion.seed),
     }
+    if timings.reprefill_tokens:
+        lines["read again"] = f"{timings.reprefill_tokens} tokens, {timings.reprefill_ms:.0f} ms"
     for name, value in lines.items():
         print(f"{name:14}{value}", file=sys.stderr)
 
