@@ -16,8 +16,8 @@ CSRC = ROOT / "csrc"
 LAYERS = (
     ("errors", "_kernels"),
     ("gguf", "sandbox", "stopping", "lookup", "threads", "memory", "cpu"),
-    ("config", "packed", "hub", "cache", "sampling", "chat", "tokenizer"),
-    ("completion", "weights"),
+    ("config", "packed", "hub", "cache", "sampling", "chat", "vocabulary"),
+    ("completion", "weights", "tokenizer"),
     ("phi3",),
     ("engine", "profile"),
     ("model", "bench"),

@@ -19,15 +19,8 @@ from hypothesis import strategies as st
 
 from phi3c.errors import InvalidParameterError, TokenizerError
 from phi3c.gguf import GGUFFile, Value
-from phi3c.tokenizer import (
-    RSTRIP_TOKENS,
-    SPM_MERGES,
-    WHITE_SPACE,
-    TextStream,
-    Tokenizer,
-    TokenType,
-    spm_merges,
-)
+from phi3c.tokenizer import RSTRIP_TOKENS, WHITE_SPACE, TextStream, Tokenizer
+from phi3c.vocabulary import SPM_MERGES, TokenType, spm_merges
 
 Metadata = dict[str, Any]
 
@@ -289,7 +282,7 @@ def smollm_textbook(smollm_metadata: Metadata) -> Callable[[str], list[int]]:
 @pytest.fixture(scope="session")
 def hugging_face(phi3: Tokenizer) -> tokenizers.Tokenizer:
     """The same merges, but with Hugging Face's own handling of added tokens and their flags."""
-    spec = json.loads(phi3._bpe.to_str())
+    spec = json.loads(phi3._vocabulary.merging.to_str())
     spec["model"]["vocab"] |= phi3.special_tokens
     reference = tokenizers.Tokenizer.from_str(json.dumps(spec))
     reference.add_tokens(

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from phi3c.cli.profile import print_profile
 from phi3c.cli.progress import ProgressBar
+from phi3c.cli.text import read_text
 
 if TYPE_CHECKING:
     from phi3c.completion import Completion
@@ -76,7 +77,7 @@ def main(args: argparse.Namespace) -> int:
 
     if args.raw and args.system is not None:
         args.usage_error("--system needs the chat template, which --raw leaves out")
-    prompt = _read_prompt(args)
+    prompt = read_text(args.prompt, args.file, name="PROMPT", usage_error=args.usage_error)
     given = {name: getattr(args, name) for name in SAMPLING if getattr(args, name) is not None}
     params = SamplingParams(
         **given, stop=tuple(args.stop or ())
@@ -105,28 +106,6 @@ def main(args: argparse.Namespace) -> int:
         _print_stats(completion)
     print_profile(model.profile)
     return 0
-
-
-def _read_prompt(args: argparse.Namespace) -> str:
-    """Take the prompt from where the arguments say; a newline at its end is the editor's, not the user's."""
-    if args.file is not None and args.prompt is not None:
-        args.usage_error("give a PROMPT or -f FILE, not both")
-    if args.prompt not in (None, "-"):
-        prompt: str = args.prompt
-        return prompt
-    if args.file is None and args.prompt is None and sys.stdin.isatty():
-        args.usage_error("give a PROMPT, or -f FILE, or pipe text in")
-    source = args.file or "standard input"
-    try:
-        data = args.file.read_bytes() if args.file else sys.stdin.buffer.read()
-        return data.decode().removesuffix("\n").removesuffix("\r")
-    except OSError as error:
-        args.usage_error(f"cannot read {source}: {error.strerror}")
-    except UnicodeDecodeError as error:
-        args.usage_error(
-            f"{source} is not UTF-8 text: byte {error.start} is {error.object[error.start]:#04x}"
-        )
-    raise AssertionError("usage_error exits")
 
 
 def _start(
