@@ -8,7 +8,9 @@ from __future__ import annotations
 import functools
 import logging
 import math
+import re
 from collections.abc import Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import TYPE_CHECKING
@@ -49,6 +51,7 @@ class TokenType(IntEnum):
     BYTE = 6
 
 
+_NORMAL, _BYTE = int(TokenType.NORMAL), int(TokenType.BYTE)  # an enum's members are slow to look up
 _SPECIAL_TYPES = frozenset((TokenType.CONTROL, TokenType.USER_DEFINED))
 
 
@@ -74,9 +77,7 @@ class Splitting:
 # Each as in the tokenizer.json of the models whose files carry the name; \p{...} are Unicode's own classes.
 _ENDINGS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 _BLANKS = r"\s*[\r\n]+|\s+(?!\S)|\s+"
-_CL100K = (
-    rf"{_ENDINGS}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}{{1,3}}| ?[^\s\p{{L}}\p{{N}}]+[\r\n]*|{_BLANKS}"
-)
+_CL100K = rf"{_ENDINGS}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}{{1,3}}| ?[^\s\p{{L}}\p{{N}}]+[\r\n]*|{_BLANKS}"
 _UPPER, _LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
 _O200K = (
     rf"[^\r\n\p{{L}}\p{{N}}]?{_UPPER}*{_LOWER}+{_ENDINGS}?|[^\r\n\p{{L}}\p{{N}}]?{_UPPER}+{_LOWER}*{_ENDINGS}?"
@@ -252,11 +253,10 @@ def _spm_vocabulary(texts: Sequence[str], types: Sequence[int]) -> tuple[dict[st
     """Text to id of the tokens that merging makes, and of the byte tokens."""
     vocab: dict[str, int] = {}
     byte_ids: dict[str, int] = {}
-    normal, byte = int(TokenType.NORMAL), int(TokenType.BYTE)  # an enum's members are slow to look up
     for id, (text, type) in enumerate(zip(texts, types, strict=True)):
-        if type == normal and text and text not in SPECIAL_TOKENS:
+        if type == _NORMAL and text and text not in SPECIAL_TOKENS:
             vocab.setdefault(text, id)
-        elif type == byte:
+        elif type == _BYTE:
             if text not in BYTE_TOKENS:
                 raise TokenizerError(f"token {id} is typed as a byte, but {text!r} names none")
             byte_ids.setdefault(text, id)
@@ -314,15 +314,15 @@ def _respell(texts: list[str], types: list[int], merges: Sequence[object]) -> No
 
     Conversions of Phi-4 have token 5809 as U+FFFD, typed control, where merges make `ï¿½` of it.
     """
-    letters = _byte_alphabet().keys()
-    plain = [id for id, text in enumerate(texts) if not letters >= set(text)]
+    outside = re.compile(f"[^{re.escape(''.join(_byte_alphabet()))}]").search
+    plain = [id for id, text in enumerate(texts) if outside(text)]
     if plain:
         letter = {byte: letter for letter, byte in _byte_alphabet().items()}
         made = {str(merge).replace(" ", "") for merge in merges}
         for id in plain:
             spelled = "".join(letter[byte] for byte in texts[id].encode())
             if spelled in made:
-                texts[id], types[id] = spelled, int(TokenType.NORMAL)
+                texts[id], types[id] = spelled, _NORMAL
 
 
 def _splitting(metadata: Mapping[str, Value]) -> Splitting:
@@ -351,19 +351,20 @@ def _byte_level(
     """BPE over bytes. A byte the vocabulary lacks is dropped: SmolLM has no U+0004, for one."""
     from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers
 
-    normal, apart = int(TokenType.NORMAL), {texts[id] for id in special}
+    apart = {texts[id] for id in special}
     vocab: dict[str, int] = {}
     for id, (text, type) in enumerate(zip(texts, types, strict=True)):
-        if type == normal and text and text not in apart:
+        if type == _NORMAL and text and text not in apart:
             vocab.setdefault(text, id)
-    pairs: list[tuple[str, str]] = []
-    for rank, merge in enumerate(merges):
-        left, _, right = str(merge).partition(" ")
-        if left in vocab and right in vocab and left + right in vocab:
-            pairs.append((left, right))
-        elif apart.isdisjoint((left, right, left + right)):  # a special token never comes from merging
-            raise TokenizerError(f"merge {rank} ({merge!r}) does not make a token out of two others")
-    bpe = Tokenizer(models.BPE(vocab, pairs, ignore_merges=splitting.ignore_merges))
+    pairs = [str(merge).partition(" ")[::2] for merge in merges]
+    try:
+        model = models.BPE(vocab, pairs, ignore_merges=splitting.ignore_merges)
+    except (
+        Exception
+    ):  # it misses a token, but does not say for which merge; to look up all takes as long again
+        pairs = _sound_merges(merges, vocab, apart)
+        model = models.BPE(vocab, pairs, ignore_merges=splitting.ignore_merges)
+    bpe = Tokenizer(model)
     if splitting.nfc:
         bpe.normalizer = normalizers.NFC()
     steps: list[pre_tokenizers.PreTokenizer] = []
@@ -374,3 +375,18 @@ def _byte_level(
     steps.append(pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=splitting.words is None))
     bpe.pre_tokenizer = pre_tokenizers.Sequence(steps)
     return bpe
+
+
+def _sound_merges(
+    merges: Sequence[object], vocab: Mapping[str, int], apart: AbstractSet[str]
+) -> list[tuple[str, str]]:
+    """The merges that make a token of two others, without those that name special tokens."""
+    pairs = []
+    for rank, merge in enumerate(merges):
+        left, _, right = str(merge).partition(" ")
+        names = {left, right, left + right}
+        if names <= vocab.keys():
+            pairs.append((left, right))
+        elif names.isdisjoint(apart):
+            raise TokenizerError(f"merge {rank} ({merge!r}) does not make a token out of two others")
+    return pairs

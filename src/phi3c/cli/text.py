@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import NoReturn
 
 
-def read_text(text: str | None, file: Path | None, *, name: str, usage_error: Callable[[str], NoReturn]) -> str:
+def read_text(
+    text: str | None, file: Path | None, *, name: str, usage_error: Callable[[str], NoReturn]
+) -> str:
     """Take the text from where the arguments say; a newline at its end is the editor's, not the user's.
 
     Args:
@@ -30,6 +32,4 @@ def read_text(text: str | None, file: Path | None, *, name: str, usage_error: Ca
     except OSError as error:
         usage_error(f"cannot read {source}: {error.strerror}")
     except UnicodeDecodeError as error:
-        usage_error(
-            f"{source} is not UTF-8 text: byte {error.start} is {error.object[error.start]:#04x}"
-        )
+        usage_error(f"{source} is not UTF-8 text: byte {error.start} is {error.object[error.start]:#04x}")

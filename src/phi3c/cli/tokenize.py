@@ -29,11 +29,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     bos = parser.add_mutually_exclusive_group()
     bos.add_argument(
-        "--add-bos", action="store_true", default=None, help="put the begin token first (default: as the file says)"
+        "--add-bos",
+        action="store_true",
+        default=None,
+        help="put the begin token first (default: as the file says)",
     )
     bos.add_argument("--no-bos", action="store_false", dest="add_bos", default=None, help="do not")
     parser.add_argument(
-        "--special", action="store_true", help="read <|end|> and such as special tokens, or print them with --decode"
+        "--special",
+        action="store_true",
+        help="read <|end|> and such as special tokens, or print them with --decode",
     )
 
 
