@@ -6,7 +6,7 @@ from __future__ import annotations
 import json
 import logging
 import unicodedata
-from collections.abc import Callable
+from collections.abc import Collection
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -17,43 +17,30 @@ import regex
 import tokenizers
 from hypothesis import example, given
 from hypothesis import strategies as st
-from vocabularies import CONTROL, NORMAL, USER_DEFINED, Metadata, bpe_metadata, byte_letters, prose
+from texts import prose
+from vocabularies import (
+    CONTROL,
+    GPT2,
+    NORMAL,
+    PATTERNS,
+    USER_DEFINED,
+    Metadata,
+    bpe_metadata,
+    byte_letters,
+    published_tokenizer,
+)
 
 from phi3c.tokenizer import TextStream, Tokenizer
 from phi3c.vocabulary import SPLITTINGS, Vocabulary
 
 GOLDEN: dict[str, Any] = json.loads((Path(__file__).parent / "golden" / "byte_level.json").read_text("utf-8"))
 
-# As the tokenizer.json files of the models have them.
-CL100K = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
-    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-QWEN2 = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
-    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-O200K = (
-    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
-    r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
-    r"|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
-PATTERNS = {
-    "dbrx": CL100K,
-    "llama-bpe": CL100K,
-    "qwen2": QWEN2,
-    "gpt-4o": O200K,
-    "gpt-2": GPT2,
-    "smollm": GPT2,
-}
-
 PHI4 = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|im_sep|>", "<|dummy_0|>")
 PHI4_MINI = (
     *("<|endoftext|>", "<|assistant|>", "<|end|>", "<|user|>", "<|system|>"),
     *("<|tool|>", "<|/tool|>", "<|tag|>"),
 )
-PHI4_MINI_RSTRIP = {"<|assistant|>", "<|end|>", "<|user|>", "<|system|>", "<|tag|>"}
+PHI4_MINI_RSTRIP = frozenset({"<|assistant|>", "<|end|>", "<|user|>", "<|system|>", "<|tag|>"})
 
 cased = st.text(st.sampled_from("aAbBzZéÉßǅʰªжЖ日́̈ـ'sStTlLvVrReEdDmMſ"), max_size=12)
 spaced = st.text(st.sampled_from(" \n\r\t\v\f\x1c\x85\xa0\u2028\u3000\u200b/!a1"), max_size=12)
@@ -88,49 +75,9 @@ def golden_tokenizer(pre: str, *special: str) -> Tokenizer:
 
 @cache
 def hugging_face(
-    pre: str, special: tuple[str, ...], lstrip: Callable[[str], bool], rstrip: Callable[[str], bool]
+    pre: str, *special: str, lstrip: Collection[str] = (), rstrip: Collection[str] = ()
 ) -> tokenizers.Tokenizer:
-    """The tokenizer.json that the models are published with, around the golden vocabulary."""
-    metadata = golden_metadata(pre, *special)
-    tokens = metadata["tokenizer.ggml.tokens"]
-    byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
-    # Phi-4's file drops what the pattern does not match, which is nothing
-    split = {"type": "Split", "pattern": {"Regex": PATTERNS[pre]}, "behavior": "Removed", "invert": True}
-    steps = [split, byte_level | {"use_regex": False}]
-    if pre in ("gpt-2", "smollm"):
-        steps = [byte_level | {"use_regex": True}]
-    if pre == "smollm":
-        steps = [{"type": "Digits", "individual_digits": True}, *steps]
-    spec = {
-        "version": "1.0",
-        "added_tokens": [
-            {
-                "id": tokens.index(text),
-                "content": text,
-                "single_word": False,
-                "lstrip": lstrip(text),
-                "rstrip": rstrip(text),
-                "normalized": False,
-                "special": True,
-            }
-            for text in special
-        ],
-        "normalizer": {"type": "NFC"} if pre == "qwen2" else None,
-        "pre_tokenizer": {"type": "Sequence", "pretokenizers": steps},
-        "post_processor": None,
-        "decoder": byte_level | {"use_regex": True},
-        "model": {
-            "type": "BPE",
-            "vocab": {text: id for id, text in enumerate(tokens)},
-            "merges": metadata["tokenizer.ggml.merges"],
-            "ignore_merges": pre == "llama-bpe",
-        },
-    }
-    return tokenizers.Tokenizer.from_str(json.dumps(spec))
-
-
-def plain(pre: str) -> tokenizers.Tokenizer:
-    return hugging_face(pre, (), str.isspace, str.isspace)
+    return published_tokenizer(golden_metadata(pre, *special), special, lstrip, rstrip)
 
 
 class TestAgainstTiktoken:
@@ -182,7 +129,7 @@ class TestAgainstHuggingFace:
     @pytest.mark.parametrize("pre", PATTERNS)
     @given(text=prose | tangled)
     def test_text(self, pre: str, text: str) -> None:
-        tokenizer, reference = golden_tokenizer(pre), plain(pre)
+        tokenizer, reference = golden_tokenizer(pre), hugging_face(pre)
         ids = reference.encode(text).ids
         assert tokenizer.encode(text) == ids
         assert tokenizer.decode(ids) == reference.decode(ids)
@@ -191,7 +138,7 @@ class TestAgainstHuggingFace:
     def test_ids_of_any_bytes(self, ids: list[int]) -> None:
         """Broken UTF-8 becomes the same replacement characters, streamed or not."""
         tokenizer = golden_tokenizer("dbrx")
-        text = plain("dbrx").decode(ids)
+        text = hugging_face("dbrx").decode(ids)
         assert tokenizer.decode(ids) == text
         stream = TextStream(tokenizer, strip_space=True)
         assert "".join([*map(stream.push, ids), stream.flush()]) == text
@@ -201,7 +148,7 @@ class TestAgainstHuggingFace:
         text = data.decode(errors="replace")
         tokenizer = golden_tokenizer("gpt-4o")
         ids = tokenizer.encode(text)
-        assert ids == plain("gpt-4o").encode(text).ids
+        assert ids == hugging_face("gpt-4o").encode(text).ids
         assert tokenizer.decode(ids) == text
 
     @given(
@@ -212,7 +159,7 @@ class TestAgainstHuggingFace:
     )
     def test_phi4_takes_white_space_on_both_sides_of_special_tokens(self, parts: list[str]) -> None:
         text = "".join(parts)
-        reference = hugging_face("dbrx", PHI4, bool, bool)
+        reference = hugging_face("dbrx", *PHI4, lstrip=PHI4, rstrip=PHI4)
         ids = reference.encode(text).ids
         tokenizer = golden_tokenizer("dbrx", *PHI4)
         assert tokenizer.encode(text, parse_special=True) == ids
@@ -227,7 +174,7 @@ class TestAgainstHuggingFace:
     )
     def test_phi4_mini_takes_white_space_after_role_tokens(self, parts: list[str]) -> None:
         text = "".join(parts)
-        reference = hugging_face("gpt-4o", PHI4_MINI, str.isspace, PHI4_MINI_RSTRIP.__contains__)
+        reference = hugging_face("gpt-4o", *PHI4_MINI, rstrip=PHI4_MINI_RSTRIP)
         ids = reference.encode(text).ids
         tokenizer = golden_tokenizer("gpt-4o", *PHI4_MINI)
         assert tokenizer.encode(text, parse_special=True) == ids
@@ -237,7 +184,7 @@ class TestAgainstHuggingFace:
     def test_white_space_beside_special_tokens_of_other_families_stays(self) -> None:
         special = ("<|im_start|>", "<|im_end|>", "<|endoftext|>")
         text = " <|im_start|> \n<|im_end|>\n a <|endoftext|> "
-        reference = hugging_face("smollm", special, str.isspace, str.isspace)
+        reference = hugging_face("smollm", *special)
         ids = golden_tokenizer("smollm", *special).encode(text, parse_special=True)
         assert ids == reference.encode(text).ids
         assert golden_tokenizer("smollm", *special).decode(ids, skip_special=False) == text

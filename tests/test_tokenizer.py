@@ -15,6 +15,7 @@ import pytest
 import tokenizers
 from hypothesis import example, given
 from hypothesis import strategies as st
+from texts import prose
 from tokenizers import decoders
 from vocabularies import (
     AB,
@@ -32,7 +33,6 @@ from vocabularies import (
     Metadata,
     bpe_metadata,
     byte_letters,
-    prose,
     spm_metadata,
 )
 

@@ -1,12 +1,14 @@
-"""Small vocabularies as GGUF metadata, and texts to try them on."""
+"""Small vocabularies as GGUF metadata, and byte-level ones as Hugging Face's tokenizers read them."""
 
 from __future__ import annotations
 
+import json
 import unicodedata
+from collections.abc import Collection
 from typing import Any
 
 import numpy as np
-from hypothesis import strategies as st
+import tokenizers
 
 from phi3c.vocabulary import TokenType
 
@@ -20,13 +22,29 @@ NORMAL, UNKNOWN, CONTROL, USER_DEFINED, BYTE = (
     TokenType.BYTE,
 )
 
-anything = st.text(st.characters(exclude_categories=["Cs", "Cn"]), max_size=40)
-words = st.sampled_from(
-    ["the", "thunderstorm", "don't", "'ll", "é", "日本", "🦙", "_x", "!?", "∑", "İ", "zzzzzzzz"]
+# As the tokenizer.json files of the models have them.
+CL100K = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-oddities = st.sampled_from(["2024", "½", "Ġ", "<|user|>", "<|end|>", "<s>", "</s>", "<0x41>"])
-blanks = st.sampled_from([" ", "  ", "\n", "\t", "\xa0", "\u3000"])
-prose = st.lists(words | oddities | blanks | anything, max_size=12).map("".join)
+QWEN2 = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+O200K = (
+    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
+    r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
+    r"|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+PATTERNS = {
+    "dbrx": CL100K,
+    "llama-bpe": CL100K,
+    "qwen2": QWEN2,
+    "gpt-4o": O200K,
+    "gpt-2": GPT2,
+    "smollm": GPT2,
+}
 
 
 def spm_metadata(*extra: tuple[str, int]) -> Metadata:
@@ -71,3 +89,46 @@ def bpe_metadata(*extra: tuple[str, int], pre: str = "gpt-2") -> Metadata:
         "tokenizer.ggml.token_type": np.array([type for _, type in pieces], np.int32),
         "tokenizer.ggml.merges": ["a b", "Ġ ab", "1 2"],
     }
+
+
+def published_tokenizer(
+    metadata: Metadata, special: Collection[str], lstrip: Collection[str], rstrip: Collection[str]
+) -> tokenizers.Tokenizer:
+    """The tokenizer.json that models with such a byte-level vocabulary are published with."""
+    pre, tokens = metadata["tokenizer.ggml.pre"], metadata["tokenizer.ggml.tokens"]
+    vocab = {text: id for id, text in enumerate(tokens)}
+    byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
+    # Phi-4's file drops what the pattern does not match, which is nothing
+    split = {"type": "Split", "pattern": {"Regex": PATTERNS[pre]}, "behavior": "Removed", "invert": True}
+    steps = [split, byte_level | {"use_regex": False}]
+    if pre in ("gpt-2", "smollm"):
+        steps = [byte_level | {"use_regex": True}]
+    if pre == "smollm":
+        steps = [{"type": "Digits", "individual_digits": True}, *steps]
+    added = [
+        {
+            "id": vocab[text],
+            "content": text,
+            "single_word": False,
+            "lstrip": text in lstrip,
+            "rstrip": text in rstrip,
+            "normalized": False,
+            "special": True,
+        }
+        for text in special
+    ]
+    spec = {
+        "version": "1.0",
+        "added_tokens": added,
+        "normalizer": {"type": "NFC"} if pre == "qwen2" else None,
+        "pre_tokenizer": {"type": "Sequence", "pretokenizers": steps},
+        "post_processor": None,
+        "decoder": byte_level | {"use_regex": True},
+        "model": {
+            "type": "BPE",
+            "vocab": vocab,
+            "merges": metadata["tokenizer.ggml.merges"],
+            "ignore_merges": pre == "llama-bpe",
+        },
+    }
+    return tokenizers.Tokenizer.from_str(json.dumps(spec))

@@ -36,7 +36,7 @@ SPM_MERGES = "phi3c.tokenizer.merges"  # metadata key of packed files, see spm_m
 TURN_TOKENS = frozenset(
     {"<|user|>", "<|assistant|>", "<|system|>", "<|end|>", *(f"<|placeholder{i}|>" for i in range(1, 7))}
 )
-# Special whatever type the file gives them: conversions have typed them control, user-defined, normal and unknown.
+# Special whatever type the file gives them: conversions have typed them control, user-defined and normal.
 SPECIAL_TOKENS = TURN_TOKENS | {"<unk>", "<|endoftext|>", "<|im_start|>", "<|im_sep|>", "<|im_end|>"}
 
 

@@ -40,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit code.
     """
-    args = _parser().parse_args(argv)
+    args = _parse(argv)
     _set_up_logging()
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a terminal that lacks a character shows "?"
@@ -59,6 +59,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         logging.getLogger("phi3c").debug("traceback of the error below", exc_info=True)
         print(f"phi3c: error: {error}", file=sys.stderr)
         return _exit_code(error)
+
+
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = _parser()
+    args, rest = parser.parse_known_args(argv)
+    if len(rest) == 1 and getattr(args, "text", "") is None and (rest == ["-"] or rest[0][:1] != "-"):
+        args.text = rest[0]  # `MODEL --ids TEXT`: older argparse takes an optional TEXT for absent by then
+    elif rest:
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    return args
 
 
 def _exit_code(error: Phi3cError) -> int:

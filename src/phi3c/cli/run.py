@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from phi3c.cli.profile import print_profile
 from phi3c.cli.progress import ProgressBar
-from phi3c.cli.text import read_text
+from phi3c.cli.text import read_argument
 
 if TYPE_CHECKING:
     from phi3c.completion import Completion
@@ -77,7 +77,7 @@ def main(args: argparse.Namespace) -> int:
 
     if args.raw and args.system is not None:
         args.usage_error("--system needs the chat template, which --raw leaves out")
-    prompt = read_text(args.prompt, args.file, name="PROMPT", usage_error=args.usage_error)
+    prompt = read_argument(args, args.prompt, "PROMPT")
     given = {name: getattr(args, name) for name in SAMPLING if getattr(args, name) is not None}
     params = SamplingParams(
         **given, stop=tuple(args.stop or ())

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from phi3c.cli.progress import ProgressBar
-from phi3c.cli.text import read_text
+from phi3c.cli.text import read_argument
 
 if TYPE_CHECKING:
     from phi3c.tokenizer import Tokenizer
@@ -48,7 +48,7 @@ def main(args: argparse.Namespace) -> int:
     from phi3c.packed import ModelFile
     from phi3c.tokenizer import Tokenizer
 
-    text = read_text(args.text, args.file, name="TEXT", usage_error=args.usage_error)
+    text = read_argument(args, args.text, "TEXT")
     ids = _ids(args, text) if args.decode else []
     with ProgressBar() as bar:
         path = hub.resolve(args.model, progress=bar)
