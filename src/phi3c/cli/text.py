@@ -23,7 +23,7 @@ def read_text(args: argparse.Namespace) -> str:
 
 
 def read_argument(args: argparse.Namespace, text: str | None, name: str) -> str:
-    """The argument that the help calls `name`; what `read_text` gives if it is "-" or, without a file, None."""
+    """The argument, called `name` in the help; what `read_text` gives where it is "-" or not there."""
     if args.file is not None and text is not None:
         args.usage_error(f"give a {name} or -f FILE, not both")
     if text is not None and text != "-":
