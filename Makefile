@@ -3,7 +3,7 @@ export PATH := $(CURDIR)/.venv/bin:$(PATH)
 MODEL := ../shared/models/smollm2-135m-phi3-q4_k_m.gguf
 TEXT := ../shared/golden/gpl-3-head.txt
 
-.PHONY: build test lint check-c check-avx512 bench accuracy clean
+.PHONY: build test lint check-c check-avx512 bench accuracy vocabularies clean
 
 build: .venv  # compile the extension in place
 	pip install --quiet --group test --group lint --editable .
@@ -33,6 +33,11 @@ bench:  # speed of the demo model, beside what the machine allows
 
 accuracy:  # against the float32 forward pass: make accuracy MODEL=model.gguf TEXT=text.txt
 	python benchmarks/accuracy.py $(MODEL) --text $(TEXT)
+
+vocabularies:  # tokenizers of Phi-4 and Phi-4-mini at full size (41 MB to download) against tiktoken and Hugging Face
+	pip install --quiet tiktoken
+	pip download --quiet --no-deps --dest build litellm==1.109.1
+	python benchmarks/vocabularies.py build/litellm-*.whl
 
 clean:
 	rm -rf build dist src/*.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

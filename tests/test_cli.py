@@ -18,10 +18,12 @@ from typing import Any
 import numpy as np
 import pytest
 from models import store_as, write_tiny_phi3
+from vocabularies import CONTROL, spm_metadata
 
 from phi3c import cli, errors
 from phi3c.cli.progress import ProgressBar
 from phi3c.completion import Completion, Timings, Usage
+from phi3c.gguf import write_gguf
 
 
 class StandIn:
@@ -583,3 +585,85 @@ def test_ctrl_c_is_130(demo_path: Path) -> None:
         process.send_signal(signal.SIGINT)
         assert process.wait(timeout=60) == 130
         assert process.stderr.read() == b"\n"
+
+
+# --- tokenize ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def vocabulary(tmp_path: Path) -> str:
+    """A file with a small SPM vocabulary and no weights: 262 is ▁a, 264 ▁ab, 265 <|end|>; bytes from 3."""
+    path = tmp_path / "vocabulary.gguf"
+    write_gguf(path, spm_metadata(("<|end|>", CONTROL)), [])
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        ([], "     1  <s>\n   262  ' a'\n   198  b'\\xc3'\n   172  b'\\xa9'\n"),
+        (["--no-bos"], "   262  ' a'\n   198  b'\\xc3'\n   172  b'\\xa9'\n"),
+        (["--ids"], "1 262 198 172\n"),
+        (["--ids", "--no-bos"], "262 198 172\n"),
+        (["--pieces", "--add-bos"], "<s>\n' a'\nb'\\xc3'\nb'\\xa9'\n"),
+    ],
+)
+def test_tokenize(
+    vocabulary: str, flags: list[str], expected: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["tokenize", vocabulary, "aé", *flags]) == 0
+    assert capsys.readouterr() == (expected, "")
+
+
+def test_tokenize_reads_special_tokens_only_when_told(
+    vocabulary: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cli.main(["tokenize", vocabulary, "--ids", "--no-bos", "--special", "a<|end|>"])
+    assert capsys.readouterr().out == "262 265\n"
+    cli.main(["tokenize", vocabulary, "--ids", "--no-bos", "a<|end|>"])
+    assert "265" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("text", ["1 264 265 262", "[1, 264, 265, 262]\n"])
+def test_tokenize_puts_ids_together_again(
+    vocabulary: str, text: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["tokenize", vocabulary, "--decode", text]) == 0
+    assert capsys.readouterr().out == "ab a\n"
+    assert cli.main(["tokenize", vocabulary, "--decode", "--special", text]) == 0
+    assert capsys.readouterr().out == "<s>ab<|end|>a\n"
+
+
+def test_tokenize_takes_a_file_or_standard_input(
+    vocabulary: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = tmp_path / "text"
+    text.write_bytes(b"ab\n")
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"ab\n")))
+    for source in (["-f", str(text)], []):
+        cli.main(["tokenize", vocabulary, "--ids", *source])
+        assert capsys.readouterr().out == "1 264\n"
+
+
+def test_tokenize_refuses_nonsense(
+    vocabulary: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert "not both" in usage_error(capsys, "tokenize", vocabulary, "a", "-f", "b")
+    assert "'x' is no token id" in usage_error(capsys, "tokenize", vocabulary, "--decode", "1 x")
+    assert "'-1' is no token id" in usage_error(capsys, "tokenize", vocabulary, "--decode", " -1")
+    assert "unrecognized" in usage_error(capsys, "tokenize", vocabulary, "--decode", "--what")
+    assert "unrecognized" in usage_error(capsys, "tokenize", vocabulary, "a", "--ids", "b")
+    assert "not allowed with" in usage_error(capsys, "tokenize", vocabulary, "--ids", "--pieces", "a")
+    assert cli.main(["tokenize", vocabulary, "--decode", "266"]) == 2
+    assert "266" in capsys.readouterr().err
+    assert cli.main(["tokenize", str(tmp_path / "absent.gguf"), "a"]) == 3
+
+
+def test_tokenize_reads_no_weights(demo_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The command works on the head of a file: what is behind it was never there."""
+    before = set(sys.modules)
+    assert cli.main(["tokenize", str(demo_path), "--ids", "Hello world"]) == 0
+    out = capsys.readouterr().out
+    assert cli.main(["tokenize", str(demo_path), "--decode", out]) == 0
+    assert capsys.readouterr().out == "Hello world\n"
+    assert not {"phi3c.model", "phi3c.engine"} & (set(sys.modules) - before)

@@ -16,8 +16,8 @@ CSRC = ROOT / "csrc"
 LAYERS = (
     ("errors", "atomic", "cgroup", "_kernels"),
     ("gguf", "sandbox", "stopping", "lookup", "threads", "memory", "cpu"),
-    ("config", "packed", "logits_file", "hub", "cache", "sampling", "chat", "tokenizer"),
-    ("completion", "weights"),
+    ("config", "packed", "logits_file", "hub", "cache", "sampling", "chat", "vocabulary"),
+    ("completion", "weights", "tokenizer"),
     ("phi3",),
     ("engine", "profile"),
     ("perplexity",),

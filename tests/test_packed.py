@@ -34,7 +34,7 @@ from phi3c.errors import (
 )
 from phi3c.gguf import GGMLType, GGUFFile, Value, write_gguf
 from phi3c.packed import ModelFile
-from phi3c.tokenizer import SPM_MERGES
+from phi3c.vocabulary import SPM_MERGES
 from phi3c.weights import Weights
 
 IDS: list[int] = np.random.default_rng(5).integers(0, 300, 70).tolist()  # two pages

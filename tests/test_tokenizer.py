@@ -9,43 +9,37 @@ import unicodedata
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import tokenizers
 from hypothesis import example, given
 from hypothesis import strategies as st
+from texts import prose
+from tokenizers import decoders
+from vocabularies import (
+    AB,
+    BYTE,
+    CONTROL,
+    EXTRA,
+    NORMAL,
+    SPACE,
+    SPACE_A,
+    SPACE_AB,
+    UNKNOWN,
+    USER_DEFINED,
+    A,
+    B,
+    Metadata,
+    bpe_metadata,
+    byte_letters,
+    spm_metadata,
+)
 
 from phi3c.errors import InvalidParameterError, TokenizerError
 from phi3c.gguf import GGUFFile, Value
-from phi3c.tokenizer import (
-    RSTRIP_TOKENS,
-    SPM_MERGES,
-    WHITE_SPACE,
-    TextStream,
-    Tokenizer,
-    TokenType,
-    spm_merges,
-)
-
-Metadata = dict[str, Any]
-
-NORMAL, UNKNOWN, CONTROL, USER_DEFINED, BYTE = (
-    TokenType.NORMAL,
-    TokenType.UNKNOWN,
-    TokenType.CONTROL,
-    TokenType.USER_DEFINED,
-    TokenType.BYTE,
-)
-
-anything = st.text(st.characters(exclude_categories=["Cs", "Cn"]), max_size=40)
-words = st.sampled_from(
-    ["the", "thunderstorm", "don't", "'ll", "é", "日本", "🦙", "_x", "!?", "∑", "İ", "zzzzzzzz"]
-)
-oddities = st.sampled_from(["2024", "½", "Ġ", "<|user|>", "<|end|>", "<s>", "</s>", "<0x41>"])
-blanks = st.sampled_from([" ", "  ", "\n", "\t", "\xa0", "\u3000"])
-prose = st.lists(words | oddities | blanks | anything, max_size=12).map("".join)
+from phi3c.tokenizer import RSTRIP_TOKENS, WHITE_SPACE, TextStream, Tokenizer
+from phi3c.vocabulary import SPM_MERGES, TokenType, spm_merges
 
 
 @pytest.fixture(scope="session")
@@ -68,50 +62,6 @@ def smollm_metadata(demo_path: Path) -> Metadata:
 @pytest.fixture(scope="session")
 def smollm(smollm_metadata: Metadata) -> Tokenizer:
     return Tokenizer.from_gguf(smollm_metadata)
-
-
-def spm_metadata(*extra: tuple[str, int]) -> Metadata:
-    """A small SPM vocabulary: 3 to 258 the bytes, then the pieces named below, then `extra`."""
-    pieces: list[tuple[str, float, int]] = [("<unk>", 0, UNKNOWN), ("<s>", 0, CONTROL), ("</s>", 0, CONTROL)]
-    pieces += [(f"<0x{byte:02X}>", 0, BYTE) for byte in range(256)]
-    pieces += [("▁", -9, NORMAL), ("a", -9, NORMAL), ("b", -9, NORMAL)]
-    pieces += [("▁a", -2, NORMAL), ("ab", -1, NORMAL), ("▁ab", -3, NORMAL)]
-    pieces += [(text, 0, type) for text, type in extra]
-    return {
-        "tokenizer.ggml.model": "llama",
-        "tokenizer.ggml.tokens": [text for text, _, _ in pieces],
-        "tokenizer.ggml.scores": np.array([score for _, score, _ in pieces], np.float32),
-        "tokenizer.ggml.token_type": np.array([type for _, _, type in pieces], np.int32),
-        "tokenizer.ggml.bos_token_id": 1,
-        "tokenizer.ggml.eos_token_id": 2,
-    }
-
-
-SPACE, A, B, SPACE_A, AB, SPACE_AB, EXTRA = range(259, 266)
-
-
-def byte_letters() -> dict[int, str]:
-    """GPT-2's alphabet by its rule: bytes that print in Latin-1 are their own letters, others from U+0100."""
-    letters: dict[int, str] = {}
-    for byte in range(256):
-        prints = unicodedata.category(chr(byte)) not in ("Cc", "Cf", "Zs")
-        letters[byte] = (
-            chr(byte) if prints else chr(256 + sum(ord(letter) > 255 for letter in letters.values()))
-        )
-    return letters
-
-
-def bpe_metadata(*extra: tuple[str, int], pre: str = "gpt-2") -> Metadata:
-    """A small byte-level vocabulary: 0-255 the bytes, 256 `ab`, 257 `Ġab`, 258 `12`, then extra."""
-    pieces = [(letter, int(NORMAL)) for letter in byte_letters().values()]
-    pieces += [("ab", NORMAL), ("Ġab", NORMAL), ("12", NORMAL), *extra]
-    return {
-        "tokenizer.ggml.model": "gpt2",
-        "tokenizer.ggml.pre": pre,
-        "tokenizer.ggml.tokens": [text for text, _ in pieces],
-        "tokenizer.ggml.token_type": np.array([type for _, type in pieces], np.int32),
-        "tokenizer.ggml.merges": ["a b", "Ġ ab", "1 2"],
-    }
 
 
 def numbers(line: str) -> list[int]:
@@ -289,17 +239,23 @@ def smollm_textbook(smollm_metadata: Metadata) -> Callable[[str], list[int]]:
 @pytest.fixture(scope="session")
 def hugging_face(phi3: Tokenizer) -> tokenizers.Tokenizer:
     """The same merges, but with Hugging Face's own handling of added tokens and their flags."""
-    spec = json.loads(phi3._bpe.to_str())
+    spec = json.loads(phi3._vocabulary.merging.to_str())
     spec["model"]["vocab"] |= phi3.special_tokens
     reference = tokenizers.Tokenizer.from_str(json.dumps(spec))
     reference.add_tokens(
         [
             tokenizers.AddedToken(text, rstrip=text in RSTRIP_TOKENS, normalized=False)
             for text in phi3.special_tokens
-            if text != "<unk>"
         ]
     )
+    steps = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    reference.decoder = decoders.Sequence(steps)
     return reference
+
+
+phi3_tokens = st.sampled_from(
+    ["<|user|>", "<|end|>", "</s>", "<s>", "<unk>", "<|endoftext|>", "<|assistant|>", "<|placeholder6|>"]
+)
 
 
 class TestAgainstTextbooks:
@@ -317,19 +273,31 @@ class TestAgainstTextbooks:
         assert smollm.encode(text) == smollm_textbook(text)
 
     @given(
-        text=st.lists(
-            st.sampled_from(
-                ["<|user|>", "<|end|>", "</s>", "<s>", "<|endoftext|>", "<|assistant|>", "<|", "hi", " a"]
-            )
-            | st.sampled_from([" ", "\n", "\xa0", "\u3000", "\x1c", "\x85", "\u200b"]),
+        parts=st.lists(
+            phi3_tokens
+            | st.sampled_from(["<|", "hi", " a", " ", "\n", "\xa0", "\u3000", "\x1c", "\x85", "\u200b"]),
             max_size=10,
-        ).map("".join)
+        )
     )
     def test_special_tokens_are_split_as_hugging_face_splits_added_tokens(
-        self, phi3: Tokenizer, hugging_face: tokenizers.Tokenizer, text: str
+        self, phi3: Tokenizer, hugging_face: tokenizers.Tokenizer, parts: list[str]
     ) -> None:
+        text = "".join(parts)
         expected = hugging_face.encode(text, add_special_tokens=False).ids
         assert phi3.encode(text, add_bos=False, parse_special=True) == expected
+
+    @given(text=prose)
+    def test_decoding(self, phi3: Tokenizer, hugging_face: tokenizers.Tokenizer, text: str) -> None:
+        ids = phi3.encode(text, add_bos=False)
+        assert phi3.decode(ids) == hugging_face.decode(ids)
+
+    def test_of_broken_bytes_the_sound_characters_stay(
+        self, phi3: Tokenizer, hugging_face: tokenizers.Tokenizer
+    ) -> None:
+        """Hugging Face gives up the whole run of byte tokens, with a mark for each; no stream can do that."""
+        ids = [3 + byte for byte in "你".encode() + b"\xf0\x9f"]
+        assert hugging_face.decode(ids) == "\ufffd" * 5
+        assert phi3.decode(ids) == "你\ufffd"
 
 
 class TestSpm:
@@ -406,7 +374,7 @@ class TestSpecialTokens:
         assert tokenizer.encode("<|user|>\na<|end|>", parse_special=True) == [1, EXTRA, SPACE_A, EXTRA + 1]
         assert not {EXTRA, EXTRA + 1} & set(tokenizer.encode("<|user|>\na<|end|>"))
         assert tokenizer.decode([EXTRA, SPACE_A, EXTRA + 1]) == "a"
-        assert tokenizer.decode([EXTRA, SPACE_A, EXTRA + 1], skip_special=False) == "<|user|> a<|end|>"
+        assert tokenizer.decode([EXTRA, SPACE_A, EXTRA + 1], skip_special=False) == "<|user|>a<|end|>"
 
     @pytest.mark.parametrize("type", [UNKNOWN, TokenType.UNUSED])
     def test_padding_is_neither_read_nor_written(self, type: TokenType) -> None:
@@ -424,6 +392,22 @@ class TestSpecialTokens:
         assert special not in tokenizer.encode("ab ab")
         assert tokenizer.decode(tokenizer.encode("ab ab")) == "ab ab"
         assert special in tokenizer.encode("ab ab", parse_special=True)
+
+    def test_a_vocabulary_without_endoftext(self) -> None:
+        """Fine-tunes pad its place: neither their names nor what strips white space depends on it."""
+        metadata = spm_metadata(("[PAD0]", UNKNOWN), ("<|user|>", USER_DEFINED), ("<|end|>", USER_DEFINED))
+        metadata["general.name"] = "phi3"
+        tokenizer = Tokenizer.from_gguf(metadata)
+        ids = tokenizer.encode("<|user|>\na<|end|>", add_bos=False, parse_special=True)
+        assert ids == [EXTRA + 1, SPACE_A, EXTRA + 2]
+        assert tokenizer.stop_ids == {2, EXTRA + 2}
+
+    def test_the_unknown_token_has_a_name(self) -> None:
+        tokenizer = Tokenizer.from_gguf(spm_metadata())
+        assert tokenizer.encode("<unk>", add_bos=False, parse_special=True) == [0]
+        assert 0 not in tokenizer.encode("<unk>", add_bos=False)
+        assert tokenizer.decode([0, SPACE_A]) == "a"
+        assert tokenizer.decode([0, SPACE_A], skip_special=False) == "<unk>a"
 
     def test_the_longest_special_token_wins(self) -> None:
         tokenizer = Tokenizer.from_gguf(spm_metadata(("<x>", CONTROL), ("<x>>", CONTROL), ("<x", CONTROL)))
@@ -531,6 +515,17 @@ class TestRoundTrip:
         assert real.decode(ids) == text
         assert real.encode(real.decode(ids)) == ids
 
+    @given(parts=st.lists(phi3_tokens | prose, max_size=8))
+    def test_special_tokens_come_back_and_text_does_not_grow(self, phi3: Tokenizer, parts: list[str]) -> None:
+        ids = phi3.encode("".join(parts).replace("\u2581", ""), parse_special=True)
+        text = phi3.decode(ids, skip_special=False)
+        assert phi3.encode(text, parse_special=True) == ids
+        assert phi3.decode(phi3.encode(text, parse_special=True), skip_special=False) == text
+
+    def test_text_with_special_tokens_comes_back_as_it_was(self, phi3: Tokenizer) -> None:
+        text = "<s> Hello<|endoftext|>you  <|user|>there<|end|>"
+        assert phi3.decode(phi3.encode(text, parse_special=True), skip_special=False) == text
+
     @given(ids=st.lists(st.integers(0, 32063), max_size=30))
     def test_a_stream_gives_what_decode_gives(self, real: Tokenizer, ids: list[int]) -> None:
         stream = TextStream(real, strip_space=True)
@@ -634,7 +629,7 @@ class TestRefusals:
             ({"merges": ["a c"]}, "merge 0"),
             ({"merges": ["a zz"]}, "merge 0"),
             ({"merges": [" ab"]}, "merge 0"),
-            ({"pre": "dbrx"}, "'dbrx'.* 'gpt-2', 'default', 'smollm'"),
+            ({"pre": "tekken"}, "'tekken'.* 'gpt-2', 'smollm', 'dbrx'"),
             ({"pre": ["smollm"]}, "pre-tokenizers"),
         ],
     )

@@ -25,7 +25,6 @@ from phi3c.errors import (
     ModelLoadError,
     ModelNotFoundError,
     TruncatedFileError,
-    UnsupportedModelError,
 )
 
 logger = logging.getLogger("phi3c.hub")
@@ -42,7 +41,6 @@ class Alias:
     description: str
     revision: str | None = None
     sha256: str | None = None
-    missing: str = ""  # what this version of phi3c lacks to run it
 
 
 PHI3_MINI_REVISION = "a64113399c2f6b8ad3e11c394733a2ddadaa7f33"
@@ -65,8 +63,7 @@ ALIASES = {
     "phi4": Alias(
         "microsoft/phi-4-gguf",
         "phi-4-Q4_K.gguf",
-        "Phi-4 14.7B, Q4_K, about 9 GB; not yet supported",
-        missing="the `dbrx` pre-tokenizer of its vocabulary",
+        "Phi-4 14.7B, Q4_K, about 9 GB",
     ),
 }
 DEFAULT_MODEL = "phi3-mini"
@@ -115,7 +112,6 @@ def resolve(
             told which one is meant; the message lists the ones there are.
         DownloadError: Gated, offline, no room on the disk, or damaged on the way.
         TruncatedFileError: The download broke off.
-        UnsupportedModelError: An alias of a model that this version cannot run.
     """
     path = Path(name).expanduser()
     if path.is_file():
@@ -126,10 +122,6 @@ def resolve(
         raise ModelNotFoundError(f"{name} is a folder; name one of its files: {_listing(_ggufs_in(path))}")
     cache = None if cache_dir is None else os.fspath(cache_dir)
     if alias := ALIASES.get(name):
-        if alias.missing:
-            raise UnsupportedModelError(
-                f"{name} cannot run yet: this version of phi3c lacks {alias.missing}; nothing was downloaded"
-            )
         repo = _Repository(alias.repo, revision or alias.revision, token, cache, local_files_only)
         return repo.fetch(alias.file, alias.sha256 if revision is None else None, progress)
     match = REPOSITORY.fullmatch(name)

@@ -418,11 +418,30 @@ class Model:
         return divergence(self._engine, base, bos_id=self._bos_id, n_chunks=n_chunks, progress=progress)
 
     def tokenize(self, text: str, *, add_bos: bool | None = None, parse_special: bool = False) -> list[int]:
-        """Token ids of a text; add_bos None does what the file says, parse_special reads <|end|> and such."""
+        """Token ids of a text.
+
+        Args:
+            text: any text; a lone surrogate is refused.
+            add_bos: put the begin token first unless the ids start with it anyway; None: as the file says.
+            parse_special: read texts such as `<|end|>` as the special token of that name; otherwise they are
+                spelled out like any other text.
+
+        Raises:
+            InvalidParameterError: the text is not valid Unicode.
+        """
         return self.tokenizer.encode(text, add_bos=add_bos, parse_special=parse_special)
 
     def detokenize(self, ids: Sequence[int], *, skip_special: bool = True) -> str:
-        """Text of token ids."""
+        """Text of token ids: `detokenize(tokenize(text))` is `text`. Bytes that are not UTF-8 become U+FFFD.
+
+        Args:
+            ids: token ids.
+            skip_special: leave special tokens out; otherwise their names are written, and
+                `tokenize(..., parse_special=True)` gives the ids again.
+
+        Raises:
+            InvalidParameterError: an id is not in the vocabulary.
+        """
         return self.tokenizer.decode(self._checked(ids), skip_special=skip_special)
 
     def apply_chat_template(self, messages: Sequence[Message], *, add_generation_prompt: bool = True) -> str:

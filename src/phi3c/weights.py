@@ -24,7 +24,7 @@ from .gguf import Data, GGMLType, TensorInfo, write_gguf
 from .memory import total_memory
 from .packed import ALIGNMENT, ModelFile, packed_metadata, panel_bytes
 from .threads import default_threads
-from .tokenizer import SPM_MERGES, spm_merges
+from .vocabulary import SPM_MERGES, spm_merges
 
 Progress = Callable[[str, int, int], None]
 

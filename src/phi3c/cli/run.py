@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from phi3c.cli.profile import print_profile
 from phi3c.cli.progress import ProgressBar
-from phi3c.cli.text import read_text
+from phi3c.cli.text import read_argument
 
 if TYPE_CHECKING:
     from phi3c.completion import Completion
@@ -83,7 +83,7 @@ def main(args: argparse.Namespace) -> int:
 
     if args.raw and args.system is not None:
         args.usage_error("--system needs the chat template, which --raw leaves out")
-    prompt = _read_prompt(args)
+    prompt = read_argument(args, args.prompt, "PROMPT")
     given = {name: getattr(args, name) for name in SAMPLING if getattr(args, name) is not None}
     params = SamplingParams(
         **given, stop=tuple(args.stop or ())
@@ -113,17 +113,6 @@ def main(args: argparse.Namespace) -> int:
         _print_stats(completion)
     print_profile(model.profile)
     return 0
-
-
-def _read_prompt(args: argparse.Namespace) -> str:
-    if args.file is not None and args.prompt is not None:
-        args.usage_error("give a PROMPT or -f FILE, not both")
-    if args.prompt not in (None, "-"):
-        prompt: str = args.prompt
-        return prompt
-    if args.file is None and args.prompt is None and sys.stdin.isatty():
-        args.usage_error("give a PROMPT, or -f FILE, or pipe text in")
-    return read_text(args)
 
 
 def _start(

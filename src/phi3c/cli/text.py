@@ -1,4 +1,4 @@
-"""Text from a file or from standard input."""
+"""Text that a command works on: an argument, a file, or standard input."""
 
 from __future__ import annotations
 
@@ -20,3 +20,14 @@ def read_text(args: argparse.Namespace) -> str:
             f"{source} is not UTF-8 text: byte {error.start} is {error.object[error.start]:#04x}"
         )
     raise AssertionError("usage_error exits")
+
+
+def read_argument(args: argparse.Namespace, text: str | None, name: str) -> str:
+    """The argument, called `name` in the help; what `read_text` gives where it is "-" or not there."""
+    if args.file is not None and text is not None:
+        args.usage_error(f"give a {name} or -f FILE, not both")
+    if text is not None and text != "-":
+        return text
+    if args.file is None and text is None and sys.stdin.isatty():
+        args.usage_error(f"give a {name}, or -f FILE, or pipe text in")
+    return read_text(args)
