@@ -15,9 +15,9 @@ CSRC = ROOT / "csrc"
 # A module imports only from layers before its own; `cli` is a package whose modules may import one another.
 LAYERS = (
     ("errors", "_kernels"),
-    ("gguf", "sandbox", "stopping", "lookup", "threads", "memory", "cpu"),
-    ("config", "packed", "hub", "cache", "sampling", "chat", "tokenizer"),
-    ("completion", "weights"),
+    ("gguf", "sandbox", "reasoning", "tools", "stopping", "lookup", "threads", "memory", "cpu"),
+    ("config", "packed", "hub", "cache", "sampling", "tokenizer"),
+    ("chat", "answer", "completion", "weights"),
     ("phi3",),
     ("engine", "profile"),
     ("model", "bench"),

@@ -30,12 +30,14 @@ if TYPE_CHECKING:
         OutOfMemoryError,
         Phi3cError,
         TokenizerError,
+        ToolsUnsupportedError,
         TruncatedFileError,
         UnsupportedModelError,
         UnsupportedQuantError,
     )
     from .model import Model, ModelInfo, Stream
     from .sampling import SamplingParams, TokenLogprob
+    from .tools import ToolCall
     from .weights import pack
 
 __version__ = "0.1.0"
@@ -50,9 +52,10 @@ _HOMES = {
         "ChatTemplateError", "ContextLengthError", "CorruptGGUFError", "DownloadError", "GGUFVersionError",
         "InvalidParameterError", "MissingDependencyError", "ModelClosedError", "ModelLoadError",
         "ModelNotFoundError", "ModelWriteError", "NotGGUFError", "NumericalError", "OutOfMemoryError",
-        "Phi3cError", "TokenizerError", "TruncatedFileError", "UnsupportedModelError",
-        "UnsupportedQuantError",
+        "Phi3cError", "TokenizerError", "ToolsUnsupportedError", "TruncatedFileError",
+        "UnsupportedModelError", "UnsupportedQuantError",
     ),
+    "tools": ("ToolCall",),
     "weights": ("pack",),
 }  # fmt: skip
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
@@ -62,8 +65,8 @@ __all__ = [
     "DownloadError", "GGUFVersionError", "InvalidParameterError", "MissingDependencyError", "Model",
     "ModelClosedError", "ModelInfo", "ModelLoadError", "ModelNotFoundError", "ModelWriteError",
     "NotGGUFError", "NumericalError", "OutOfMemoryError", "Phi3cError", "SamplingParams", "Stream", "Timings",
-    "TokenLogprob", "TokenizerError", "TruncatedFileError", "UnsupportedModelError",
-    "UnsupportedQuantError", "Usage", "__version__", "cpu_info", "pack",
+    "TokenLogprob", "TokenizerError", "ToolCall", "ToolsUnsupportedError", "TruncatedFileError",
+    "UnsupportedModelError", "UnsupportedQuantError", "Usage", "__version__", "cpu_info", "pack",
 ]  # fmt: skip
 
 
