@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -230,6 +231,31 @@ def test_a_conversation_with_a_call(model: phi3c.Model) -> None:
     assert ids[: len(before) + len(completion.token_ids)] == [*before, *completion.token_ids]
     _, answer = say(model, "rain<|end|>", messages, tools=TOOLS)
     assert (answer.text, answer.tool_calls, answer.finish_reason) == ("rain", (), "stop")
+
+
+def test_the_loop_of_the_readme(model: phi3c.Model) -> None:
+    readme = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+    (snippet,) = re.findall(r"```python\n(def ask\(.*?)```", readme, re.DOTALL)
+    namespace: dict[str, Any] = {}
+    exec(snippet, namespace)
+    answers = [CALLED + "<|end|>", "rain<|end|>"]
+
+    class Scripted:
+        def chat(self, messages: list[dict[str, object]], **options: Any) -> phi3c.Completion:
+            return say(model, answers.pop(0), messages, **options)[1]
+
+    asked: list[str] = []
+
+    def get_weather(city: str) -> int:
+        asked.append(city)
+        return 7
+
+    messages: list[dict[str, object]] = [{**QUESTION}]
+    answer = namespace["ask"](Scripted(), messages, TOOLS, {"get_weather": get_weather})
+    assert asked == ["Zürich"]
+    assert answer.text == "rain"
+    assert [message["role"] for message in messages] == ["user", "assistant", "tool"]
+    assert messages[2]["content"] == "7"
 
 
 def test_several_calls_and_text_between_them(model: phi3c.Model) -> None:

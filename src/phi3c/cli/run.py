@@ -76,8 +76,9 @@ def main(args: argparse.Namespace) -> int:
     from phi3c import hub
     from phi3c.sampling import SamplingParams
 
-    if args.raw and args.system is not None:
-        args.usage_error("--system needs the chat template, which --raw leaves out")
+    for flag, value in (("--system", args.system), ("--chat-template", args.chat_template)):
+        if args.raw and value is not None:
+            args.usage_error(f"{flag} is for a chat, and --raw leaves the chat template out")
     chat_template = read_chat_template(args)
     prompt = _read_prompt(args)
     given = {name: getattr(args, name) for name in SAMPLING if getattr(args, name) is not None}
