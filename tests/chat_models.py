@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -56,7 +57,11 @@ class Script:
     """Stands in for a sampler: says a text, whatever the logits, with special tokens by their names."""
 
     def __init__(self, model: phi3c.Model, text: str) -> None:
-        self.ids = model.tokenize(text, parse_special=True, add_bos=False)
+        special = model.tokenizer.special_tokens
+        parts = re.split("(" + "|".join(map(re.escape, special)) + ")", text)
+        # each part by itself: when a prompt is read, some special tokens take the white space around them
+        ids = ([special[part]] if part in special else model.tokenize(part, add_bos=False) for part in parts)
+        self.ids = [id for part in ids for id in part]
         self.left = list(self.ids)
 
     def __call__(self, logits: NDArray[np.float32]) -> int:

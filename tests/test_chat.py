@@ -7,8 +7,10 @@ import json
 import logging
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
+from chat_models import PHI4_MINI as PHI4_MINI_TOKENS
 from chat_templates import (
     PHI3_2024_04,
     PHI3_2024_07,
@@ -25,7 +27,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from phi3c.chat import ChatTemplate, default_template, opens_reasoning
-from phi3c.errors import ChatTemplateError, InvalidParameterError
+from phi3c.errors import ChatTemplateError, InvalidParameterError, Phi3cError
 from phi3c.gguf import GGUFFile
 from phi3c.tokenizer import Tokenizer
 
@@ -391,6 +393,16 @@ class TestHostileTemplates:
             template("{{ raise_exception('roles must alternate') }}").render(say("x"))
 
 
+ANYTHING = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=5),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.sampled_from(["type", "text", "function", "name", "arguments"]), inner)
+    ),
+    max_leaves=6,
+)
+
+
 class TestMessages:
     @pytest.mark.parametrize(
         ("messages", "complaint"),
@@ -420,6 +432,26 @@ class TestMessages:
     def test_malformed(self, messages: object, complaint: str) -> None:
         with pytest.raises(InvalidParameterError, match=complaint):
             template(PHI3_2024_07).render(messages)  # type: ignore[arg-type]
+
+    @given(
+        messages=st.lists(
+            st.dictionaries(
+                st.sampled_from(["role", "content", "tool_calls", "tools", "name", "reasoning"]) | st.text(),
+                ANYTHING | st.sampled_from(["user", "system", "assistant", "tool"]),
+            )
+            | ANYTHING,
+            max_size=3,
+        )
+        | ANYTHING,
+        tools=st.none() | st.lists(ANYTHING, max_size=2),
+    )
+    def test_anything_is_laid_out_or_refused(self, messages: Any, tools: Any) -> None:
+        chat = ChatTemplate(PHI4_MINI, bos_token="", eos_token="", special_tokens=PHI4_MINI_TOKENS)
+        try:
+            segments = chat.segments(messages, tools=tools)
+        except Phi3cError:
+            return
+        assert all(isinstance(text, str) for text, _ in segments)
 
     def test_parts_are_one_text(self) -> None:
         parts = [{"type": "text", "text": "U"}, {"type": "text", "text": "1<|end|>"}]

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from chat_models import CONTROL, PHI4, PHI4_MINI, USER_DEFINED, Script, say, scripted, write_chat_model
+from chat_models import CONTROL, PHI4, PHI4_MINI, USER_DEFINED, Script, say, write_chat_model
 from chat_templates import PHI3_2024_04, PHI3_2024_07, PHI4_FIXED, PHI4_REASONING
 from chat_templates import PHI4 as PHI4_FIRST
 from chat_templates import PHI4_MINI as PHI4_MINI_TEMPLATE
@@ -112,8 +112,8 @@ def test_a_template_of_one_s_own(tmp_path: Path) -> None:
 def test_a_system_message_by_keyword_is_folded_too(tmp_path: Path) -> None:
     with phi3c.Model(write_chat_model(tmp_path / "m.gguf", {}, PHI3_2024_04)) as model:
         stream = model.chat(HI, system="S", stream=True)
-        assert model.detokenize(prompt_of(stream)) == "\nS\nHi\n\n"
-        scripted(stream, Script(model, "<|end|>"))
+        folded = [{"role": "user", "content": "S\nHi"}]
+        assert prompt_of(stream) == model.apply_chat_template(folded, tokenize=True)
 
 
 def test_cancelling_in_a_thought_keeps_what_was_thought(tmp_path: Path) -> None:

@@ -110,11 +110,11 @@ def test_what_is_not_reasoning_is_untouched(model: phi3c.Model) -> None:
 
 
 def test_a_thought_that_is_cut_off(model: phi3c.Model) -> None:
-    n = len(model.tokenize("<think>hello the", parse_special=True))
+    n = len(Script(model, "<think>hello the").ids)
     _, completion = say(model, "<think>hello the</think>hello", max_tokens=n)
     assert (completion.reasoning, completion.text) == ("hello the", "")
     assert (completion.finish_reason, completion.stop_detail) == ("length", "max_tokens")
-    n = len(model.tokenize("<think>hello</thi", parse_special=True))
+    n = len(Script(model, "<think>hello</thi").ids)
     _, completion = say(model, "<think>hello</thi", max_tokens=n)
     assert (completion.reasoning, completion.text) == ("hello</thi", "")
 

@@ -10,10 +10,14 @@ from typing import Any
 
 import pytest
 from chat_models import PHI4_MINI as PHI4_MINI_TOKENS
-from chat_models import say, write_chat_model
+from chat_models import Script, say, write_chat_model
 from chat_templates import PHI3_2024_07, PHI4_MINI, PHI4_MINI_REASONING
+from hypothesis import given
+from hypothesis import strategies as st
+from test_reasoning import parts
 
 import phi3c
+from phi3c.answer import ChatAnswer
 from phi3c.chat import ChatTemplate
 from phi3c.errors import InvalidParameterError, ToolsUnsupportedError
 from phi3c.tools import definitions, parse_calls
@@ -290,7 +294,7 @@ def test_a_malformed_call_stays_in_the_text(model: phi3c.Model, end: str) -> Non
 
 def test_a_call_that_is_cut_off_stays_in_the_text(model: phi3c.Model) -> None:
     begun = '<|tool_call|>[{"name": "get'
-    _, completion = ask(model, begun, max_tokens=len(model.tokenize(begun, parse_special=True)))
+    _, completion = ask(model, begun, max_tokens=len(Script(model, begun).ids))
     assert completion.text == '[{"name": "get'
     assert (completion.finish_reason, completion.stop_detail) == ("length", "max_tokens")
 
@@ -302,6 +306,51 @@ def test_spelled_out_tokens_call_nothing(model: phi3c.Model) -> None:
     completion = stream.result()
     assert completion.tool_calls == ()
     assert completion.text == CALLED
+
+
+PIECES = [
+    "<|tool_call|>",
+    "<|/tool_call|>",
+    "<think>",
+    "</think>",
+    '{"name": "f"}',
+    "{",
+    "on",
+    " ",
+    "\n",
+    ".",
+]
+
+
+def told_apart(pieces: list[str], stop: str) -> tuple[str, str, int]:
+    """(reasoning, text, number of calls) of a whole answer."""
+    whole, call, n_calls = "", None, 0
+    for piece in [*pieces, "<|/tool_call|>"]:
+        if piece in ("<|tool_call|>", "<|/tool_call|>"):
+            if call is not None and call.strip() == '{"name": "f"}':
+                n_calls += 1
+            else:
+                whole += call or ""
+            call = "" if piece == "<|tool_call|>" else None
+        elif call is None:
+            whole += piece
+        else:
+            call += piece
+    reasoning, text = parts(whole)
+    return reasoning, text.partition(stop)[0], n_calls
+
+
+@given(pieces=st.lists(st.sampled_from(PIECES), max_size=12))
+def test_any_answer_is_told_apart(model: phi3c.Model, pieces: list[str]) -> None:
+    stop = "on."
+    answer = ChatAnswer(model.tokenizer, [stop], prompt=[1, 2], thinking=False, tools=True)
+    reasoning = text = ""
+    for id in Script(model, "".join(pieces)).ids:
+        more_reasoning, more_text = answer.push(id)
+        reasoning, text = reasoning + more_reasoning, text + more_text
+    more_reasoning, more_text = answer.finish()
+    actual = reasoning + more_reasoning, text + more_text, len(answer.tool_calls)
+    assert actual == told_apart(pieces, stop)
 
 
 def test_stop_strings_do_not_cut_calls(model: phi3c.Model) -> None:

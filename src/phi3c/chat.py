@@ -283,7 +283,7 @@ def _mark(value: str, texts: dict[str, str]) -> str:
 
 
 def _turns(messages: Sequence[Message]) -> list[_Turn]:
-    if isinstance(messages, str | Mapping) or not messages:
+    if isinstance(messages, str) or not isinstance(messages, Sequence) or not messages:
         raise InvalidParameterError('messages must be a list such as [{"role": "user", "content": "Hi"}]')
     return [_turn(i, message) for i, message in enumerate(messages)]
 
