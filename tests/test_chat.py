@@ -410,6 +410,7 @@ class TestMessages:
             ([], "list such as"),
             ("Hi", "list such as"),
             ({"role": "user", "content": "Hi"}, "list such as"),
+            (True, "list such as"),
             (["Hi"], "message 0 is a str"),
             ([*MESSAGES, {"content": "Hi"}], "message 4 has the role None"),
             ([*MESSAGES, {"role": "root", "content": "Hi"}], "message 4 has the role 'root'"),
@@ -443,7 +444,7 @@ class TestMessages:
             max_size=3,
         )
         | ANYTHING,
-        tools=st.none() | st.lists(ANYTHING, max_size=2),
+        tools=st.none() | st.lists(ANYTHING, max_size=2) | ANYTHING,
     )
     def test_anything_is_laid_out_or_refused(self, messages: Any, tools: Any) -> None:
         chat = ChatTemplate(PHI4_MINI, bos_token="", eos_token="", special_tokens=PHI4_MINI_TOKENS)

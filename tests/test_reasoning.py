@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import phi3c
+from phi3c.chat import ChatTemplate
 from phi3c.reasoning import ReasoningSplitter, without_reasoning
 
 DEFINITION = re.compile(r"(\s*)<think>\s*(.*?)\s*(?:</think>\s*(.*)|$)", re.DOTALL)
@@ -149,6 +150,22 @@ def test_a_prompt_that_opens_the_thought(tmp_path: Path) -> None:
     with phi3c.Model(path) as model:
         _, completion = say(model, "hello<|im_end|>", [{"role": "user", "content": "<think>"}])
         assert (completion.reasoning, completion.text) == ("", "hello")
+
+
+def test_a_character_that_a_tag_breaks_off_is_before_it(model: phi3c.Model) -> None:
+    stream = model.chat([{"role": "user", "content": "Hi"}], stream=True)
+    script = Script(model, "<think>é</think>hello<|im_end|>")
+    (second_byte,) = Script(model, "é").ids[1:]
+    script.left.remove(second_byte)
+    scripted(stream, script)
+    assert (stream.result().reasoning, stream.result().text) == ("\ufffd", "hello")
+
+
+def test_reasoning_is_kept_from_templates_that_would_print_it() -> None:
+    source = "{% for m in messages %}{{ m.reasoning }}{{ m.reasoning_content }}{{ m.content }}{% endfor %}"
+    chat = ChatTemplate(source, bos_token="", eos_token="")
+    message = {"role": "assistant", "content": "A", "reasoning": ["because"], "reasoning_content": "because"}
+    assert chat.render([message]) == "A"
 
 
 def test_history_is_rendered_without_reasoning(model: phi3c.Model) -> None:

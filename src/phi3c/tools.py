@@ -7,7 +7,7 @@ arguments between two special tokens.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,7 +39,7 @@ class ToolCall:
         return {"id": self.id, "type": "function", "function": function}
 
 
-def definitions(tools: Iterable[Mapping[str, Any]]) -> str:
+def definitions(tools: Sequence[Mapping[str, Any]]) -> str:
     """The JSON list of tools for the prompt.
 
     Args:
@@ -49,6 +49,8 @@ def definitions(tools: Iterable[Mapping[str, Any]]) -> str:
     Raises:
         InvalidParameterError: one of them is no such thing.
     """
+    if isinstance(tools, str) or not isinstance(tools, Sequence):
+        raise InvalidParameterError(f"tools is a {type(tools).__name__}, not a list")
     functions: list[object] = []
     for i, tool in enumerate(tools):
         function = tool.get("function", tool) if isinstance(tool, Mapping) else None
