@@ -446,7 +446,7 @@ def test_template_lays_messages_out(
 
     stdin = json.dumps([{"role": "user", "content": "a<|end|>"}]).encode()
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin)))
-    ids = json.loads(template_of(capsys, chat_path, "-", "--ids"))
+    ids = [int(id) for id in template_of(capsys, chat_path, "-", "--ids").split()]
     with phi3c.Model(chat_path) as model:
         assert model.detokenize(ids, skip_special=False) == "<|user|>a<|end|><|end|><|assistant|>"
         end = model.tokenizer.special_tokens["<|end|>"]

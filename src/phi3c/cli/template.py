@@ -23,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="JSON: a list of messages, or an object with messages and tools; '-': standard input",
     )
     parser.add_argument("--no-generation-prompt", action="store_true", help="end after the last message")
-    parser.add_argument("--ids", action="store_true", help="print the prompt's token ids, as a JSON list")
+    parser.add_argument("--ids", action="store_true", help="print the prompt's token ids, in one line")
     add_chat_template(parser)
 
 
@@ -67,7 +67,7 @@ def main(args: argparse.Namespace) -> int:
         add_generation_prompt=not args.no_generation_prompt,
     )
     if args.ids:
-        print(json.dumps(tokenizer.encode_segments(segments)))
+        print(*tokenizer.encode_segments(segments))
     else:
         _write("".join(text for text, _ in segments))
     return 0
