@@ -9,6 +9,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import jinja2
 import pytest
 from chat_models import PHI4_MINI as PHI4_MINI_TOKENS
 from chat_templates import (
@@ -123,6 +124,22 @@ class TestRendering:
             "and must provide explanations to modern people.<|end|><|user|>How should I explain the Internet?"
             "<|end|><|assistant|>"
         )
+
+    @pytest.mark.parametrize(
+        "source",
+        [PHI3_2024_07, PHI35, PHI4, PHI4_FIXED, PHI4_MINI, PHI4_MINI_REASONING],
+    )
+    @pytest.mark.parametrize("add_generation_prompt", [True, False])
+    def test_as_plain_jinja_renders_it(self, source: str, add_generation_prompt: bool) -> None:
+        messages = [*MESSAGES, {"role": "assistant", "content": " <b>\n{{ x }}\n"}]
+        plain = jinja2.Environment(trim_blocks=True, lstrip_blocks=True).from_string(source)
+        expected = plain.render(
+            messages=messages,
+            add_generation_prompt=add_generation_prompt,
+            bos_token="<s>",
+            eos_token="<|endoftext|>",
+        )
+        assert template(source).render(messages, add_generation_prompt=add_generation_prompt) == expected
 
     def test_a_prompt_that_opens_reasoning(self) -> None:
         opening = template("{{ messages[0]['content'] }}<think>\n")
@@ -321,6 +338,8 @@ class TestHostileTemplates:
             "{{ range(9999999999) | list }}",
             "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}",
             "{% for a in range(99999) %}{% set x = range(99999) | list %}{% endfor %}",
+            "{% for a in range(9999) %}{% generation %}{% for b in range(9999) %}{% endfor %}"
+            "{% endgeneration %}{% endfor %}",
             "{% for a in [1] recursive %}{{ loop([1]) }}{% endfor %}",
             "{% macro f(n) %}{{ f(n) }}{% endmacro %}{{ f(1) }}",
             "{% macro f(n) %}{% if n %}{{ f(n - 1) }}{{ f(n - 1) }}{% endif %}{% endmacro %}{{ f(50) }}",
