@@ -17,9 +17,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from chat_models import PHI4_MINI as PHI4_MINI_TOKENS
+from chat_models import write_chat_model
+from chat_templates import PHI4_MINI
 from models import store_as, write_tiny_phi3
 from vocabularies import CONTROL, spm_metadata
 
+import phi3c
 from phi3c import cli, errors
 from phi3c.cli.progress import ProgressBar
 from phi3c.completion import Completion, Timings, Usage
@@ -31,6 +35,7 @@ class StandIn:
 
     calls: list[tuple[str, tuple[Any, ...], dict[str, Any]]] = []  # noqa: RUF012
     pieces: list[str | BaseException] = ["Hello", "", " there"]  # noqa: RUF012
+    thoughts: list[str] = []  # noqa: RUF012
     profile = None
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -51,10 +56,12 @@ class StandIn:
         return self
 
     def __iter__(self) -> Iterator[Any]:
+        for thought in self.thoughts:
+            yield types.SimpleNamespace(text="", reasoning=thought)
         for piece in self.pieces:
             if isinstance(piece, BaseException):
                 raise piece
-            yield types.SimpleNamespace(text=piece)
+            yield types.SimpleNamespace(text=piece, reasoning="")
 
     def result(self) -> Any:
         return Completion(
@@ -66,6 +73,7 @@ class StandIn:
             timings=Timings(12.0, prompt_ms=30.0, generation_ms=20.0, prompt_tokens=3, generation_tokens=1),
             seed=11,
             logprobs=None,
+            reasoning="".join(self.thoughts),
         )
 
 
@@ -78,6 +86,7 @@ def stand_in(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> type[StandIn]:
     monkeypatch.setitem(sys.modules, "phi3c.model", types.SimpleNamespace(Model=StandIn))
     monkeypatch.setattr(StandIn, "calls", [])
     monkeypatch.setattr(StandIn, "pieces", ["Hello", "", " there"])
+    monkeypatch.setattr(StandIn, "thoughts", [])
     return StandIn
 
 
@@ -210,6 +219,8 @@ def test_prompt_from_a_file(
 @pytest.mark.usefixtures("stand_in")
 def test_usage_errors(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     assert "--raw" in usage_error(capsys, "run", "Hi", "--raw", "--system", "x")
+    assert "--raw" in usage_error(capsys, "run", "Hi", "--raw", "--chat-template", "x")
+    assert "cannot read /absent" in usage_error(capsys, "run", "Hi", "--chat-template", "/absent")
     assert "invalid int" in usage_error(capsys, "run", "Hi", "--top-k", "many")
     usage_error(capsys, "no-such-command")
     usage_error(capsys)
@@ -229,6 +240,43 @@ def test_json(capsys: pytest.CaptureFixture[str]) -> None:
     assert answer["timings"]["load_ms"] == 12.0
     assert answer["timings"]["generation_tokens_per_second"] == 50.0
     assert err == ""
+
+
+@pytest.mark.parametrize(
+    ("no_color", "shown"), [("", "\x1b[2mHm,\x1b[22m\x1b[2m well\x1b[22m\n\n"), ("1", "Hm, well\n\n")]
+)
+def test_reasoning_is_shown_on_a_terminal(
+    stand_in: type[StandIn],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    no_color: str,
+    shown: str,
+) -> None:
+    stand_in.thoughts = ["Hm,", "", " well"]
+    monkeypatch.setenv("NO_COLOR", no_color)
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    cli.main(["run", "Hi"])
+    assert capsys.readouterr().out == "Hello there\n"
+    assert isinstance(sys.stderr, Terminal)
+    assert sys.stderr.getvalue() == shown
+
+
+def test_reasoning_is_in_json_and_in_no_pipe(
+    stand_in: type[StandIn], capsys: pytest.CaptureFixture[str]
+) -> None:
+    stand_in.thoughts = ["Hm"]
+    cli.main(["run", "Hi"])
+    assert capsys.readouterr() == ("Hello there\n", "")
+    cli.main(["run", "Hi", "--json"])
+    answer = json.loads(capsys.readouterr().out)
+    assert (answer["text"], answer["reasoning"]) == ("Hello there", "Hm")
+
+
+def test_run_takes_a_chat_template(stand_in: type[StandIn], tmp_path: Path) -> None:
+    source = "{{ messages[0]['content'] }}\n"
+    (tmp_path / "template.jinja").write_text(source)
+    cli.main(["run", "Hi", "--chat-template", str(tmp_path / "template.jinja")])
+    assert stand_in.calls[0][2]["chat_template"] == source
 
 
 @pytest.mark.usefixtures("stand_in")
@@ -491,6 +539,94 @@ def test_inspect_something_else(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert capsys.readouterr().err.startswith("phi3c: error: ")
 
 
+@pytest.fixture(scope="module")
+def chat_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_chat_model(tmp_path_factory.mktemp("chat") / "model.gguf", PHI4_MINI_TOKENS, PHI4_MINI)
+
+
+def template_of(capsys: pytest.CaptureFixture[str], *argv: object) -> str:
+    assert cli.main(["template", *map(str, argv)]) == 0
+    return capsys.readouterr().out
+
+
+def test_template_shows_the_file_s(chat_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert template_of(capsys, chat_path) == PHI4_MINI
+
+
+def test_template_of_a_file_without_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = write_chat_model(tmp_path / "model.gguf", {}, None)
+    assert cli.main(["template", str(path)]) == 0
+    out, err = capsys.readouterr()
+    assert "<|end|>" in out
+    assert "no chat template" in err
+
+
+def test_template_lays_messages_out(
+    chat_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    messages = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hü"}]
+    request = {"messages": messages, "tools": [{"name": "f"}]}
+    (tmp_path / "messages.json").write_text(json.dumps(messages))
+    (tmp_path / "request.json").write_text(json.dumps(request))
+    text = "<|user|>Hi<|end|><|assistant|>Hü<|end|>"
+    assert template_of(capsys, chat_path, tmp_path / "messages.json") == text + "<|assistant|>"
+    assert (
+        template_of(capsys, chat_path, tmp_path / "messages.json", "--no-generation-prompt")
+        == text + "<|endoftext|>"
+    )
+    with_tools = template_of(capsys, chat_path, tmp_path / "request.json")
+    assert with_tools.endswith('<|tool|>[{"name": "f"}]<|/tool|><|end|>' + text + "<|assistant|>")
+    (tmp_path / "bare.jinja").write_text("{{ messages[1]['content'] }}")
+    other = ["--chat-template", tmp_path / "bare.jinja"]
+    assert template_of(capsys, chat_path, tmp_path / "messages.json", *other) == "Hü"
+
+    stdin = json.dumps([{"role": "user", "content": "a<|end|>"}]).encode()
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin)))
+    ids = [int(id) for id in template_of(capsys, chat_path, "-", "--ids").split()]
+    with phi3c.Model(chat_path) as model:
+        assert model.detokenize(ids, skip_special=False) == "<|user|>a<|end|><|end|><|assistant|>"
+        end = model.tokenizer.special_tokens["<|end|>"]
+        assert ids.count(end) == 1
+
+
+def test_template_takes_messages_after_its_flags(
+    chat_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    messages = tmp_path / "messages.json"
+    messages.write_text('[{"role": "user", "content": "Hi"}]')
+    assert cli.main(["template", str(chat_path), str(messages), "--ids"]) == 0
+    ids = capsys.readouterr().out
+    assert cli.main(["template", str(chat_path), "--ids", str(messages)]) == 0
+    assert capsys.readouterr().out == ids
+
+
+def test_template_on_a_terminal_is_printable(
+    chat_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "evil.jinja").write_text("\x1b[2J")
+    monkeypatch.setattr(sys, "stdout", Terminal())
+    cli.main(["template", str(chat_path), "--chat-template", str(tmp_path / "evil.jinja")])
+    assert isinstance(sys.stdout, Terminal)
+    assert sys.stdout.getvalue() == "\\x1b[2J\n"
+
+
+def test_template_usage(chat_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "messages.json"
+    for text, complaint in (
+        ("{", "is not JSON"),
+        ("3", "holds neither"),
+        ('{"messages": 3}', "holds neither"),
+        ('{"messages": [], "tools": 3}', "the tools are no list"),
+    ):
+        path.write_text(text)
+        assert complaint in usage_error(capsys, "template", str(chat_path), str(path))
+    path.write_bytes(b"\xff")
+    assert "not UTF-8" in usage_error(capsys, "template", str(chat_path), str(path))
+    assert "need MESSAGES" in usage_error(capsys, "template", str(chat_path), "--ids")
+    path.write_text("[]")
+    assert cli.main(["template", str(chat_path), str(path)]) == 2
+
+
 def test_models(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["models"]) == 0
     out = capsys.readouterr().out
@@ -528,8 +664,6 @@ def test_help_imports_nothing_heavy() -> None:
 
 
 def test_version() -> None:
-    import phi3c
-
     done = subprocess.run([*PHI3C, "--version"], capture_output=True, text=True, check=True)
     assert done.stdout == f"phi3c {phi3c.__version__}\n"
 

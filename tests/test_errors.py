@@ -25,6 +25,7 @@ BUILTINS = {
     "InvalidParameterError": ValueError,
     "ContextLengthError": ValueError,
     "ChatTemplateError": ValueError,
+    "ToolsUnsupportedError": ValueError,
     "NumericalError": ArithmeticError,
     "OutOfMemoryError": MemoryError,
     "MissingDependencyError": ImportError,

@@ -15,10 +15,10 @@ CSRC = ROOT / "csrc"
 # A module imports only from layers before its own; `cli` is a package whose modules may import one another.
 LAYERS = (
     ("errors", "atomic", "cgroup", "_kernels"),
-    ("gguf", "sandbox", "stopping", "lookup", "threads", "memory", "cpu"),
-    ("config", "packed", "logits_file", "hub", "cache", "sampling", "chat", "vocabulary"),
+    ("gguf", "sandbox", "reasoning", "tools", "stopping", "lookup", "threads", "memory", "cpu"),
+    ("config", "packed", "logits_file", "hub", "cache", "sampling", "vocabulary"),
     ("completion", "weights", "tokenizer"),
-    ("phi3",),
+    ("phi3", "chat", "answer"),
     ("engine", "profile"),
     ("perplexity",),
     ("divergence",),

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
         OutOfMemoryError,
         Phi3cError,
         TokenizerError,
+        ToolsUnsupportedError,
         TruncatedFileError,
         UnsupportedModelError,
         UnsupportedQuantError,
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from .model import Model, ModelInfo, Stream
     from .perplexity import Estimate, Perplexity, Score
     from .sampling import SamplingParams, TokenLogprob
+    from .tools import ToolCall
     from .weights import pack
 
 __version__ = "0.1.0"
@@ -55,9 +57,10 @@ _HOMES = {
         "ChatTemplateError", "ContextLengthError", "CorruptGGUFError", "DownloadError", "GGUFVersionError",
         "InvalidParameterError", "LogitsFileError", "MissingDependencyError", "ModelClosedError",
         "ModelLoadError", "ModelNotFoundError", "ModelWriteError", "NotGGUFError", "NumericalError",
-        "OutOfMemoryError", "Phi3cError", "TokenizerError", "TruncatedFileError", "UnsupportedModelError",
-        "UnsupportedQuantError",
+        "OutOfMemoryError", "Phi3cError", "TokenizerError", "ToolsUnsupportedError", "TruncatedFileError",
+        "UnsupportedModelError", "UnsupportedQuantError",
     ),
+    "tools": ("ToolCall",),
     "weights": ("pack",),
 }  # fmt: skip
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
@@ -68,8 +71,8 @@ __all__ = [
     "LogitsFileError", "MissingDependencyError", "Model", "ModelClosedError", "ModelInfo", "ModelLoadError",
     "ModelNotFoundError", "ModelWriteError", "NotGGUFError", "NumericalError", "OutOfMemoryError",
     "Perplexity", "Phi3cError", "SamplingParams", "Score", "Stream", "Timings", "TokenLogprob",
-    "TokenizerError", "TruncatedFileError", "UnsupportedModelError", "UnsupportedQuantError", "Usage",
-    "__version__", "cpu_info", "pack",
+    "TokenizerError", "ToolCall", "ToolsUnsupportedError", "TruncatedFileError", "UnsupportedModelError",
+    "UnsupportedQuantError", "Usage", "__version__", "cpu_info", "pack",
 ]  # fmt: skip
 
 

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from .sampling import TokenLogprob
+from .tools import ToolCall
 
-FinishReason = Literal["stop", "length", "cancelled"]
+FinishReason = Literal["stop", "length", "tool_calls", "cancelled"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,27 +59,46 @@ class Timings:
 class Chunk:
     """One generated token, and the text that has become certain with it.
 
-    `text` is empty while bytes of a character are missing or a stop string may be beginning.
+    `text` and `reasoning` are empty while bytes of a character are missing, a stop string or a tag may be
+    beginning, or a tool call is being written. The last chunk has all `tool_calls`.
     """
 
     text: str
     token_id: int
     finish_reason: FinishReason | None = None
     logprob: TokenLogprob | None = None
+    reasoning: str = ""
+    tool_calls: tuple[ToolCall, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """A finished answer; str() gives its text."""
+    """A finished answer; str() gives its text.
+
+    Of a chat, `text` is without the reasoning between `<think>` and `</think>`, which `reasoning` holds, and
+    without `tool_calls`. Calls that are malformed or broken off stay in `text`, as the model wrote them; if
+    it then ended by itself, `stop_detail` is "malformed_tool_call".
+    """
 
     text: str
     token_ids: tuple[int, ...]  # generated, the stop token not included
     finish_reason: FinishReason
-    stop_detail: str  # "max_tokens", "context", "eog:<|end|>", "stop:<string>", "cancelled"
+    # "max_tokens", "context", "eog:<|end|>", "malformed_tool_call", "stop:<string>", "cancelled"
+    stop_detail: str
     usage: Usage
     timings: Timings
     seed: int
     logprobs: tuple[TokenLogprob, ...] | None
+    reasoning: str = ""
+    tool_calls: tuple[ToolCall, ...] = ()
+
+    @property
+    def message(self) -> dict[str, object]:
+        """The answer as a message to go on with; without reasoning, which no model is shown again."""
+        message: dict[str, object] = {"role": "assistant", "content": self.text}
+        if self.tool_calls:
+            message["tool_calls"] = [call.as_message_part() for call in self.tool_calls]
+        return message
 
     def __str__(self) -> str:
         return self.text

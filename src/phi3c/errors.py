@@ -108,6 +108,10 @@ class ChatTemplateError(Phi3cError, ValueError):
     """A chat template is missing, malformed or refused the messages."""
 
 
+class ToolsUnsupportedError(InvalidParameterError):
+    """Tools, or messages about their calls, for a model that was not made to call any."""
+
+
 class NumericalError(Phi3cError, ArithmeticError):
     """The forward pass produced NaN or infinite logits."""
 

@@ -3,31 +3,27 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import takewhile
 from pathlib import Path
 from time import perf_counter
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, Unpack, overload
+from typing import Any, Literal, Unpack, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
 from . import _kernels
+from .answer import Answer, ChatAnswer
 from .cache import kv_types
+from .chat import ChatTemplate, Message, Tool, opens_reasoning
 from .completion import Chunk, Completion, FinishReason
 from .config import Config
 from .divergence import Divergence, divergence
 from .engine import Engine, Generation, short_context
-from .errors import (
-    ChatTemplateError,
-    ContextLengthError,
-    InvalidParameterError,
-    OutOfMemoryError,
-    TokenizerError,
-)
+from .errors import ContextLengthError, InvalidParameterError, OutOfMemoryError, TokenizerError
 from .memory import total_memory
 from .packed import ModelFile
 from .perplexity import Chunk as TextChunk
@@ -36,17 +32,12 @@ from .perplexity import Progress as PerplexityProgress
 from .phi3 import kv_bytes_per_token
 from .profile import network, profile_of
 from .sampling import SamplingOptions, SamplingParams, TokenLogprob
-from .stopping import StopMatcher
 from .threads import default_threads
-from .tokenizer import TextStream, Tokenizer
+from .tokenizer import Tokenizer
 from .weights import packed_bytes
-
-if TYPE_CHECKING:
-    from .chat import ChatTemplate
 
 DEFAULT_CONTEXT = 4096
 Progress = Callable[[str, int, int], None]
-Message = Mapping[str, str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +78,7 @@ class Model:
             was trained with: "short" for texts that fit its original context, "long" for longer ones, and one
             that outgrows it is read again (`timings.reprefill_tokens`). "long" spares that where it is known
             to happen; "short" serves comparisons.
+        chat_template: a chat template (Jinja) to use instead of the file's.
         progress: called as progress("pack", bytes done, bytes in all) while weights are packed.
 
     Raises:
@@ -106,6 +98,7 @@ class Model:
         kv_type: str = "f16",
         speculate: int = 0,
         rope_factors: str = "auto",
+        chat_template: str | None = None,
         progress: Progress | None = None,
     ) -> None:
         started = perf_counter()
@@ -113,6 +106,7 @@ class Model:
             raise InvalidParameterError(f"n_batch is {n_batch}; it must be at least 1")
         if speculate < 0:
             raise InvalidParameterError(f"speculate is {speculate}; it must be at least 0 (no drafts)")
+        self._chat_template = chat_template
         self._file = ModelFile(path)
         try:
             self.config = Config.from_gguf(self._file)
@@ -167,6 +161,7 @@ class Model:
         kv_type: str = "f16",
         speculate: int = 0,
         rope_factors: str = "auto",
+        chat_template: str | None = None,
         progress: Progress | None = None,
     ) -> Model:
         """Load a model by name, downloading it first where it is not in the cache.
@@ -178,7 +173,8 @@ class Model:
             token: for gated repositories; None uses the one `hf auth login` or HF_TOKEN left.
             cache_dir: where downloads are kept; None for the Hub's own cache.
             local_files_only: never touch the network.
-            n_ctx, n_threads, n_batch, kv_type, speculate, rope_factors, progress: as for Model.
+            n_ctx, n_threads, n_batch, kv_type, speculate, rope_factors, chat_template, progress: as for
+                Model.
 
         Raises:
             ModelNotFoundError: no such repository or file; the message lists those that exist.
@@ -204,6 +200,7 @@ class Model:
             kv_type=kv_type,
             speculate=speculate,
             rope_factors=rope_factors,
+            chat_template=chat_template,
             progress=progress,
         )
 
@@ -256,7 +253,9 @@ class Model:
             ModelClosedError: after close().
         """
         ids = self.tokenizer.encode(prompt) if isinstance(prompt, str) else self._checked(prompt)
-        return self._answer(ids, stream, _params(params, sampling), progress, strip_space=False)
+        parameters = _params(params, sampling)
+        answer = Answer(self.tokenizer, parameters.stop, strip_space=False)
+        return self._answer(ids, answer, stream, parameters, progress)
 
     @overload
     def chat(
@@ -264,6 +263,8 @@ class Model:
         messages: Sequence[Message],
         *,
         system: str | None = None,
+        tools: Sequence[Tool] | None = None,
+        parse_special: bool = False,
         stream: Literal[False] = False,
         params: SamplingParams | None = None,
         progress: Progress | None = None,
@@ -275,6 +276,8 @@ class Model:
         messages: Sequence[Message],
         *,
         system: str | None = None,
+        tools: Sequence[Tool] | None = None,
+        parse_special: bool = False,
         stream: Literal[True],
         params: SamplingParams | None = None,
         progress: Progress | None = None,
@@ -285,6 +288,8 @@ class Model:
         messages: Sequence[Message],
         *,
         system: str | None = None,
+        tools: Sequence[Tool] | None = None,
+        parse_special: bool = False,
         stream: bool = False,
         params: SamplingParams | None = None,
         progress: Progress | None = None,
@@ -293,21 +298,35 @@ class Model:
         """Answer a conversation, laid out by the chat template in the file.
 
         Args:
-            messages: dicts of "role" (system, user, assistant) and "content"; special tokens in the contents
-                are plain text. Where the template has no place for a system message, it is put before the
-                first user message.
+            messages: in OpenAI's form: dicts of "role" (system, user, assistant, tool) and "content"; what
+                an answer was is its `Completion.message`. Where the template has no place for a system
+                message, it is put before the next user message.
             system: a system message to put first.
-            stream, params, progress, **sampling: as for generate.
+            tools: functions that the model may ask to have called, in OpenAI's form: dicts {"type":
+                "function", "function": {"name", "description", "parameters"}}. Phi-4-mini was made for it.
+            parse_special: read texts such as `<|end|>` in the messages as the special token of that name;
+                otherwise they are spelled out like any other text, and nobody can end their turn with them.
+            stream, params, progress, **sampling: as for generate; stop strings are looked for in the answer's
+                text only, not in its reasoning or its tool calls.
 
         Raises:
-            ChatTemplateError: the file has no template, or it refuses the messages.
+            ChatTemplateError: there is no template, or it refuses the messages.
+            ToolsUnsupportedError: tools, their calls or results, which the model or its template know not.
             ContextLengthError, InvalidParameterError, NumericalError, ModelClosedError: as for generate.
         """
         if system is not None:
             messages = [{"role": "system", "content": system}, *messages]
-        ids = self.tokenizer.encode_segments(self._template.segments(messages))
-        strip = self.tokenizer.add_space_prefix
-        return self._answer(ids, stream, _params(params, sampling), progress, strip_space=strip)
+        segments = self._template.segments(messages, tools=tools, parse_special=parse_special)
+        ids = self.tokenizer.encode_segments(segments)
+        parameters = _params(params, sampling)
+        answer = ChatAnswer(
+            self.tokenizer,
+            parameters.stop,
+            prompt=ids,
+            thinking=opens_reasoning(segments),
+            tools=bool(tools),
+        )
+        return self._answer(ids, answer, stream, parameters, progress)
 
     def logits(self, ids: Sequence[int]) -> NDArray[np.float32]:
         """The network's output behind every token.
@@ -444,9 +463,47 @@ class Model:
         """
         return self.tokenizer.decode(self._checked(ids), skip_special=skip_special)
 
-    def apply_chat_template(self, messages: Sequence[Message], *, add_generation_prompt: bool = True) -> str:
-        """The text that `chat` would give the model."""
-        return self._template.render(messages, add_generation_prompt=add_generation_prompt)
+    @overload
+    def apply_chat_template(
+        self,
+        messages: Sequence[Message],
+        *,
+        tools: Sequence[Tool] | None = None,
+        add_generation_prompt: bool = True,
+        tokenize: Literal[False] = False,
+    ) -> str: ...
+    @overload
+    def apply_chat_template(
+        self,
+        messages: Sequence[Message],
+        *,
+        tools: Sequence[Tool] | None = None,
+        add_generation_prompt: bool = True,
+        tokenize: Literal[True],
+    ) -> list[int]: ...
+    def apply_chat_template(
+        self,
+        messages: Sequence[Message],
+        *,
+        tools: Sequence[Tool] | None = None,
+        add_generation_prompt: bool = True,
+        tokenize: bool = False,
+    ) -> str | list[int]:
+        """The prompt that `chat` would give the model.
+
+        Args:
+            messages, tools: as for chat.
+            add_generation_prompt: end with the header of the answer, where the template can.
+            tokenize: return its token ids, in which special tokens in the messages are plain text, instead of
+                the text, in which they look the same as the template's own.
+
+        Raises:
+            ChatTemplateError, ToolsUnsupportedError, InvalidParameterError: as for chat.
+        """
+        segments = self._template.segments(messages, tools=tools, add_generation_prompt=add_generation_prompt)
+        if tokenize:
+            return self.tokenizer.encode_segments(segments)
+        return "".join(text for text, _ in segments)
 
     def close(self) -> None:
         """Free the weights and the file; the model cannot be used afterwards. A second call does nothing."""
@@ -466,18 +523,7 @@ class Model:
 
     @cached_property
     def _template(self) -> ChatTemplate:
-        from .chat import ChatTemplate, default_template
-
-        tokenizer = self.tokenizer
-        source = self._file.metadata.get("tokenizer.chat_template") or default_template(
-            tokenizer.special_tokens
-        )
-        if not isinstance(source, str):
-            raise ChatTemplateError(
-                f"{self.info.path} has no chat template and none of the special tokens phi3c knows one for; "
-                "use generate() with a prompt in the model's own format"
-            )
-        return ChatTemplate(source, bos_token=tokenizer.bos_token, eos_token=tokenizer.eos_token)
+        return ChatTemplate.from_gguf(self._file.metadata, self.tokenizer, self._chat_template)
 
     @property
     def _bos_id(self) -> int | None:
@@ -524,16 +570,15 @@ class Model:
     def _answer(
         self,
         ids: list[int],
+        answer: Answer,
         stream: bool,
         params: SamplingParams,
         progress: Progress | None,
-        *,
-        strip_space: bool,
     ) -> Completion | Stream:
         self._fits(len(ids), params.max_tokens or 1)
         generation = Generation(self._engine, ids, params, self.tokenizer.stop_ids, progress)
-        answer = Stream(generation, self.tokenizer, params, self.info.load_ms, strip_space=strip_space)
-        return answer if stream else answer.result()
+        result = Stream(generation, answer, self.tokenizer, params, self.info.load_ms)
+        return result if stream else result.result()
 
 
 class Stream(Iterator[Chunk]):
@@ -545,22 +590,15 @@ class Stream(Iterator[Chunk]):
     def __init__(
         self,
         generation: Generation,
+        answer: Answer,
         tokenizer: Tokenizer,
         params: SamplingParams,
         load_ms: float,
-        *,
-        strip_space: bool,
     ) -> None:
-        self._generation, self._tokenizer, self._params, self._load_ms = (
-            generation,
-            tokenizer,
-            params,
-            load_ms,
-        )
-        self._stream = TextStream(tokenizer, strip_space=strip_space)
-        self._stops = StopMatcher(params.stop)
+        self._generation, self._answer, self._tokenizer = generation, answer, tokenizer
+        self._params, self._load_ms = params, load_ms
+        self._reasoning: list[str] = []
         self._texts: list[str] = []
-        self._ids: list[int] = []
         self._logprobs: list[TokenLogprob] = []
         self._finish: tuple[FinishReason, str] | None = None
         self._cancelled = False
@@ -571,28 +609,32 @@ class Stream(Iterator[Chunk]):
         if self._cancelled or self._generation.finished:
             self._end("cancelled", "cancelled")
             raise StopIteration
-        token = self._generation.next()
-        text = ""
+        token, answer = self._generation.next(), self._answer
+        reasoning = text = ""
         if token.finish_reason != "stop":
-            self._ids.append(token.id)
             if token.logprob:
                 self._logprobs.append(token.logprob)
-            text = self._stops.push(self._stream.push(token.id))
+            reasoning, text = answer.push(token.id)
         finish_reason, detail = token.finish_reason, ""
-        if finish_reason and not self._stops.matched:
-            text += self._stops.push(self._stream.flush())
-            if not self._stops.matched:
-                text += self._stops.flush()
-        if self._stops.matched:
-            finish_reason, detail = "stop", f"stop:{self._stops.matched}"
+        if finish_reason or answer.stop:
+            more_reasoning, more_text = answer.finish()
+            reasoning, text = reasoning + more_reasoning, text + more_text
+        if answer.stop:
+            finish_reason, detail = "stop", f"stop:{answer.stop}"
         elif finish_reason == "stop":
             detail = f"eog:{self._tokenizer.token_text(token.id)}"
+            if answer.malformed_call:
+                detail = "malformed_tool_call"
+            if answer.tool_calls:
+                finish_reason = "tool_calls"
         elif finish_reason == "length":
             detail = "max_tokens" if self._generation.limit == self._params.max_tokens else "context"
+        self._reasoning.append(reasoning)
         self._texts.append(text)
         if finish_reason:
             self._end(finish_reason, detail)
-        return Chunk(text, token.id, finish_reason, token.logprob)
+        calls = answer.tool_calls if finish_reason else ()
+        return Chunk(text, token.id, finish_reason, token.logprob, reasoning, calls)
 
     def cancel(self) -> None:
         """Stop before the next token; safe from any thread."""
@@ -606,13 +648,15 @@ class Stream(Iterator[Chunk]):
         reason, detail = self._finish
         return Completion(
             text="".join(self._texts),
-            token_ids=tuple(self._ids),
+            token_ids=tuple(self._answer.token_ids),
             finish_reason=reason,
             stop_detail=detail,
             usage=self._generation.usage(),
             timings=self._generation.timings(self._load_ms),
             seed=self._generation.sampler.seed,
             logprobs=None if self._params.logprobs is None else tuple(self._logprobs),
+            reasoning="".join(self._reasoning),
+            tool_calls=self._answer.tool_calls,
         )
 
     def _end(self, reason: FinishReason, detail: str) -> None:

@@ -14,7 +14,7 @@ import sys
 from collections.abc import Sequence
 from typing import Final
 
-from phi3c.cli import bench, doctor, inspect, models, pack, perplexity, run, tokenize
+from phi3c.cli import bench, doctor, inspect, models, pack, perplexity, run, template, tokenize
 from phi3c.errors import ContextLengthError, InvalidParameterError, ModelLoadError, Phi3cError
 
 EXIT_RUNTIME: Final = 1
@@ -64,8 +64,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = _parser()
     args, rest = parser.parse_known_args(argv)
-    if len(rest) == 1 and getattr(args, "text", "") is None and (rest == ["-"] or rest[0][:1] != "-"):
-        args.text = rest[0]  # `MODEL --ids TEXT`: older argparse takes an optional TEXT for absent by then
+    # `MODEL --ids TEXT`: older argparse takes an optional TEXT for absent by then
+    absent = [name for name in ("text", "messages") if getattr(args, name, "") is None]
+    if absent and len(rest) == 1 and (rest == ["-"] or rest[0][:1] != "-"):
+        setattr(args, absent[0], rest[0])
     elif rest:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     return args
@@ -89,8 +91,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action=_Version, nargs=0, help="show the version and exit")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     modules = {
-        "run": run, "tokenize": tokenize, "bench": bench, "perplexity": perplexity, "inspect": inspect,
-        "pack": pack, "models": models, "doctor": doctor,
+        "run": run, "tokenize": tokenize, "template": template, "bench": bench, "perplexity": perplexity,
+        "inspect": inspect, "pack": pack, "models": models, "doctor": doctor,
     }  # fmt: skip
     for name, module in modules.items():
         text = (module.__doc__ or "").partition(": ")[2].strip()

@@ -156,7 +156,7 @@ def _as_text(report: dict[str, object]) -> str:
     if isinstance(tensors := report.get("tensor_list"), list):
         lines += ["", "tensors"]
         lines += [f"  {t['name']:32} {t['type']:8} {' x '.join(map(str, t['shape']))}" for t in tensors]
-    return _printable("\n".join(lines))
+    return printable("\n".join(lines))
 
 
 def _context(context: dict[str, Any]) -> str:
@@ -175,7 +175,7 @@ def _rope(rope: dict[str, Any]) -> str:
     return text if rope["attn_factor"] == 1 else f"{text}, attn_factor {rope['attn_factor']:.6f}"
 
 
-def _printable(text: str) -> str:
+def printable(text: str) -> str:
     """Text from a file, which may hold anything, without the characters that steer a terminal."""
     return "".join(c if c.isprintable() or c == "\n" else f"\\x{ord(c):02x}" for c in text)
 

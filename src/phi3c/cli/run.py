@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from phi3c.cli.profile import print_profile
 from phi3c.cli.progress import ProgressBar
+from phi3c.cli.template import add_chat_template, read_chat_template
 from phi3c.cli.text import read_argument
 
 if TYPE_CHECKING:
@@ -54,6 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--stop", action="append", metavar="TEXT", help="end before TEXT; may be given repeatedly"
     )
+    add_chat_template(parser)
     parser.add_argument("--n-ctx", type=int, metavar="N", help="context length in tokens")
     parser.add_argument(
         "--kv-type", choices=("f16", "q8_0"), default="f16", help="how keys and values are kept"
@@ -81,8 +83,10 @@ def main(args: argparse.Namespace) -> int:
     from phi3c import hub
     from phi3c.sampling import SamplingParams
 
-    if args.raw and args.system is not None:
-        args.usage_error("--system needs the chat template, which --raw leaves out")
+    for flag, value in (("--system", args.system), ("--chat-template", args.chat_template)):
+        if args.raw and value is not None:
+            args.usage_error(f"{flag} is for a chat, and --raw leaves the chat template out")
+    chat_template = read_chat_template(args)
     prompt = read_argument(args, args.prompt, "PROMPT")
     given = {name: getattr(args, name) for name in SAMPLING if getattr(args, name) is not None}
     params = SamplingParams(
@@ -101,6 +105,7 @@ def main(args: argparse.Namespace) -> int:
             kv_type=args.kv_type,
             speculate=args.speculate,
             rope_factors=args.rope_factors,
+            chat_template=chat_template,
             progress=bar,
         ) as model:
             stream = _start(model, args, prompt, params, bar)
@@ -125,8 +130,17 @@ def _start(
 
 
 def _print_stream(stream: Stream) -> None:
-    last = ""
+    """The answer's text goes to stdout; what it thinks before, only to a terminal, and dimmed."""
+    dim, undim = ("", "") if os.environ.get("NO_COLOR") else ("\x1b[2m", "\x1b[22m")
+    shows_reasoning = sys.stderr.isatty()
+    thinking, last = False, ""
     for chunk in stream:
+        if chunk.reasoning and shows_reasoning:
+            print(dim + chunk.reasoning + undim, end="", file=sys.stderr, flush=True)
+            thinking = True
+        if chunk.text and thinking:
+            print("\n", file=sys.stderr, flush=True)
+            thinking = False
         sys.stdout.write(chunk.text)
         sys.stdout.flush()
         last = chunk.text or last
@@ -139,6 +153,7 @@ def _as_json(model: str, completion: Completion) -> dict[str, object]:
     return {
         "model": model,
         "text": completion.text,
+        "reasoning": completion.reasoning,
         "token_ids": list(completion.token_ids),
         "finish_reason": completion.finish_reason,
         "stop_detail": completion.stop_detail,

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import argparse
 import sys
+from pathlib import Path
 
 
-def read_text(args: argparse.Namespace) -> str:
-    """What args.file holds, or else standard input; a newline at its end is the editor's, not the user's."""
-    source = args.file or "standard input"
+def read_exactly(args: argparse.Namespace, path: Path | None) -> str:
+    """What the file holds; standard input where there is none."""
+    source = path or "standard input"
     try:
-        data = args.file.read_bytes() if args.file else sys.stdin.buffer.read()
-        text: str = data.decode()
-        return text.removesuffix("\n").removesuffix("\r")
+        data = path.read_bytes() if path else sys.stdin.buffer.read()
+        return data.decode()
     except OSError as error:
         args.usage_error(f"cannot read {source}: {error.strerror}")
     except UnicodeDecodeError as error:
@@ -20,6 +20,11 @@ def read_text(args: argparse.Namespace) -> str:
             f"{source} is not UTF-8 text: byte {error.start} is {error.object[error.start]:#04x}"
         )
     raise AssertionError("usage_error exits")
+
+
+def read_text(args: argparse.Namespace) -> str:
+    """What args.file holds, or else standard input; a newline at its end is the editor's, not the user's."""
+    return read_exactly(args, args.file).removesuffix("\n").removesuffix("\r")
 
 
 def read_argument(args: argparse.Namespace, text: str | None, name: str) -> str:
