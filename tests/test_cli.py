@@ -529,7 +529,7 @@ def test_inspect_names_a_type_without_kernels(tmp_path: Path, capsys: pytest.Cap
     assert cli.main(["inspect", str(path)]) == 0
     text = capsys.readouterr().out
     assert re.search("phi3c runs it  no: .*output.weight is stored as IQ2_XS", text)
-    assert "memory         about" in text  # the rest of what is known is shown all the same
+    assert "memory         keys and values" in text  # the rest of what is known is shown all the same
 
 
 def test_inspect_something_else(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
