@@ -15,11 +15,11 @@ CSRC = ROOT / "csrc"
 # A module imports only from layers before its own; `cli` is a package whose modules may import one another.
 LAYERS = (
     ("errors", "_kernels"),
-    ("gguf", "sandbox", "stopping", "lookup", "threads", "memory", "cpu"),
+    ("gguf", "safetensors", "sandbox", "stopping", "lookup", "threads", "memory", "cpu"),
     ("config", "packed", "hub", "cache", "sampling", "chat", "tokenizer"),
-    ("completion", "weights"),
-    ("phi3",),
-    ("engine", "profile"),
+    ("completion", "weights", "vocabulary"),
+    ("phi3", "checkpoint"),
+    ("engine", "profile", "quantizer"),
     ("model", "bench"),
     ("cli",),
     ("__main__", "__init__"),
@@ -27,7 +27,7 @@ LAYERS = (
 RANK = {module: rank for rank, layer in enumerate(LAYERS) for module in layer}
 
 # Who may import the extension: what computes, what reports on it, what makes the pool, and what measures.
-KERNEL_USERS = {"cache", "sampling", "weights", "phi3", "cpu", "model", "bench", "profile"}
+KERNEL_USERS = {"cache", "sampling", "weights", "phi3", "cpu", "model", "bench", "profile", "quantizer"}
 
 
 def imports(path: Path) -> set[str]:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from .cpu import CPUInfo, cpu_info
     from .errors import (
         ChatTemplateError,
+        CheckpointError,
         ContextLengthError,
         CorruptGGUFError,
         DownloadError,
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
         UnsupportedQuantError,
     )
     from .model import Model, ModelInfo, Stream
+    from .quantizer import quantize
     from .sampling import SamplingParams, TokenLogprob
     from .weights import pack
 
@@ -47,23 +49,24 @@ _HOMES = {
     "sampling": ("SamplingParams", "TokenLogprob"),
     "cpu": ("CPUInfo", "cpu_info"),
     "errors": (
-        "ChatTemplateError", "ContextLengthError", "CorruptGGUFError", "DownloadError", "GGUFVersionError",
-        "InvalidParameterError", "MissingDependencyError", "ModelClosedError", "ModelLoadError",
+        "ChatTemplateError", "CheckpointError", "ContextLengthError", "CorruptGGUFError", "DownloadError",
+        "GGUFVersionError", "InvalidParameterError", "MissingDependencyError", "ModelClosedError", "ModelLoadError",
         "ModelNotFoundError", "ModelWriteError", "NotGGUFError", "NumericalError", "OutOfMemoryError",
         "Phi3cError", "TokenizerError", "TruncatedFileError", "UnsupportedModelError",
         "UnsupportedQuantError",
     ),
     "weights": ("pack",),
+    "quantizer": ("quantize",),
 }  # fmt: skip
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
 
 __all__ = [
-    "CPUInfo", "ChatTemplateError", "Chunk", "Completion", "ContextLengthError", "CorruptGGUFError",
+    "CPUInfo", "ChatTemplateError", "CheckpointError", "Chunk", "Completion", "ContextLengthError", "CorruptGGUFError",
     "DownloadError", "GGUFVersionError", "InvalidParameterError", "MissingDependencyError", "Model",
     "ModelClosedError", "ModelInfo", "ModelLoadError", "ModelNotFoundError", "ModelWriteError",
     "NotGGUFError", "NumericalError", "OutOfMemoryError", "Phi3cError", "SamplingParams", "Stream", "Timings",
     "TokenLogprob", "TokenizerError", "TruncatedFileError", "UnsupportedModelError",
-    "UnsupportedQuantError", "Usage", "__version__", "cpu_info", "pack",
+    "UnsupportedQuantError", "Usage", "__version__", "cpu_info", "pack", "quantize",
 ]  # fmt: skip
 
 

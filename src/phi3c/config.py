@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from phi3c.errors import UnsupportedModelError, UnsupportedQuantError
-from phi3c.gguf import GGMLType, GGUFFile, TensorInfo
+from phi3c.gguf import GGMLType, TensorInfo, TensorSource
 
 ARCHITECTURES: Final = ("phi3", "llama")
 _MAX_CONTEXT = 2**24  # the last position float32 counts exactly
@@ -85,7 +85,7 @@ class Config:
     file_type: int | None
 
     @classmethod
-    def from_gguf(cls, file: GGUFFile) -> Config:
+    def from_gguf(cls, file: TensorSource) -> Config:
         """Read the hyper-parameters of `file` and check all of its tensors' names and shapes.
 
         Raises:
@@ -129,7 +129,7 @@ class Config:
 class _Hyperparameters:
     """The metadata of a file under its architecture's prefix; says what is wrong with it."""
 
-    def __init__(self, file: GGUFFile) -> None:
+    def __init__(self, file: TensorSource) -> None:
         self.file = file
         architecture = file.metadata.get("general.architecture")
         if not isinstance(architecture, str) or architecture not in ARCHITECTURES:

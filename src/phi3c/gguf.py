@@ -6,10 +6,12 @@ padding to `alignment`, tensor data. Every length is compared with the bytes tha
 
 from __future__ import annotations
 
+import errno
 import math
 import mmap
 import os
 import reprlib
+import shutil
 import struct
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -18,7 +20,7 @@ from enum import IntEnum
 from itertools import pairwise
 from pathlib import Path
 from types import TracebackType
-from typing import Self, TypeAlias
+from typing import Protocol, Self, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -192,6 +194,17 @@ class TensorInfo:
     def rows(self) -> int:
         """Number of rows, all dimensions but the first taken together."""
         return math.prod(self.shape[1:])
+
+
+class TensorSource(Protocol):
+    """What a model can be described from: a GGUF file, or something that could become one."""
+
+    path: Path
+    metadata: dict[str, Value]
+    tensors: dict[str, TensorInfo]
+
+    def data(self, name: str) -> npt.NDArray[np.uint8]:
+        """The bytes of tensor `name`."""
 
 
 def n_bytes(shape: Sequence[int], type: GGMLType) -> int:
@@ -557,7 +570,7 @@ def write_gguf(
 
     Raises:
         InvalidParameterError: a value, shape or data length that the format cannot hold.
-        OSError: the operating system refused to write.
+        OSError: the operating system refused to write, or there is no room for the file.
     """
     path = Path(path)
     if not _is_alignment(alignment) or version not in _VERSIONS:
@@ -584,6 +597,12 @@ def write_gguf(
         size = n_bytes(shape, type)
         offset += size + -size % alignment
 
+    needed, free = len(header) + offset, shutil.disk_usage(path.parent).free
+    if needed > free:
+        raise OSError(
+            errno.ENOSPC,
+            f"it takes {needed / 1e9:.2f} GB, and the disk has {free / 1e9:.2f} GB left; free some",
+        )
     part = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
         with part.open("wb") as file:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import errno
 import os
-import shutil
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
@@ -178,20 +176,9 @@ def pack(
                 "folder and the file to be packed are not"
             )
         try:
-            _check_space(dst, file, tensors)
             _write(dst, file, config, tensors, _kernels.Pool(default_threads(n_threads).count), progress)
         except OSError as error:
             raise ModelWriteError(f"{dst} cannot be written: {error.strerror or error}") from error
-
-
-def _check_space(dst: Path, file: ModelFile, tensors: list[TensorInfo]) -> None:
-    growth = sum(panel_bytes(tensor) - tensor.n_bytes for tensor in tensors)
-    needed, free = file.path.stat().st_size + growth, shutil.disk_usage(dst.parent).free
-    if needed > free:
-        raise OSError(
-            errno.ENOSPC,
-            f"it takes {needed / 1e9:.2f} GB, and the disk has {free / 1e9:.2f} GB left; free some",
-        )
 
 
 def _write(

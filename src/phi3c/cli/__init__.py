@@ -14,7 +14,7 @@ import sys
 from collections.abc import Sequence
 from typing import Final
 
-from phi3c.cli import bench, doctor, inspect, models, pack, run
+from phi3c.cli import bench, doctor, inspect, models, pack, quantize, run
 from phi3c.errors import ContextLengthError, InvalidParameterError, ModelLoadError, Phi3cError
 
 EXIT_RUNTIME: Final = 1
@@ -79,7 +79,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action=_Version, nargs=0, help="show the version and exit")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     modules = {
-        "run": run, "bench": bench, "inspect": inspect, "pack": pack, "models": models, "doctor": doctor,
+        "run": run, "bench": bench, "inspect": inspect, "pack": pack, "quantize": quantize, "models": models,
+        "doctor": doctor,
     }  # fmt: skip
     for name, module in modules.items():
         text = (module.__doc__ or "").partition(": ")[2].strip()
