@@ -23,8 +23,7 @@ sys.path.insert(0, str(ROOT / "tests"))
 
 import numpy as np
 from blocks import dequantize
-from models import write_tiny_llama, write_tiny_phi3
-from quantize_samples import SAMPLES, TINY, samples, write_samples
+from quantize_samples import SAMPLES, TINY, by_role, samples, write_samples, write_tiny
 
 from phi3c import _kernels
 from phi3c.gguf import GGMLType, GGUFFile, n_bytes
@@ -84,9 +83,8 @@ def compare_errors(folder: Path) -> dict[str, dict[str, float]]:
 def mixes(folder: Path) -> dict[str, dict[str, dict[str, str]]]:
     """Types that llama.cpp gives the tensors of each model in TINY, by mix."""
     found: dict[str, dict[str, dict[str, str]]] = {}
-    for name, (architecture, options) in TINY.items():
-        write = write_tiny_phi3 if architecture == "phi3" else write_tiny_llama
-        source = write(folder / f"{name}.gguf", **options)
+    for name in TINY:
+        source = write_tiny(folder / "tiny.gguf", name)
         found[name] = {}
         for mix in MIXES:
             if MIXES[mix].base in FLOATS:
@@ -94,11 +92,9 @@ def mixes(folder: Path) -> dict[str, dict[str, dict[str, str]]]:
             llama_quantize(source, folder / "peer.gguf", mix)
             with GGUFFile(folder / "peer.gguf") as file:
                 assert file.metadata["general.file_type"] == MIXES[mix].file_type
-                found[name][mix] = {
-                    t.name.removesuffix(".weight"): t.type.name
-                    for t in file.tensors.values()
-                    if len(t.shape) > 1
-                }
+                found[name][mix] = by_role(
+                    {t.name: t.type for t in file.tensors.values() if len(t.shape) > 1}
+                )
     return found
 
 

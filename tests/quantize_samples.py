@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from models import tokenizer_metadata
+from models import tokenizer_metadata, write_tiny_llama, write_tiny_phi3
 from numpy.typing import NDArray
 
 from phi3c.gguf import GGMLType, Value, write_gguf
@@ -21,8 +24,8 @@ SAMPLES = {
 }
 
 # Models whose mixes are compared: (architecture, arguments of `write_tiny_phi3` or `write_tiny_llama`).
-_WIDE = {"head_dim": 64, "ffn": 256, "vocab": 300}
-TINY: dict[str, tuple[str, dict[str, int | bool]]] = {
+_WIDE: dict[str, Any] = {"head_dim": 64, "ffn": 256, "vocab": 300}
+TINY: dict[str, tuple[str, dict[str, Any]]] = {
     "phi3": ("phi3", {"layers": 16, "kv_heads": 4, **_WIDE}),
     "phi3 tied, 4 heads a key head": ("phi3", {"layers": 9, "kv_heads": 1, "tied": True, **_WIDE}),
     "phi3 of 288 columns": ("phi3", {"layers": 4, "heads": 6, "head_dim": 48, "ffn": 512, "vocab": 300}),
@@ -72,3 +75,23 @@ def write_samples(path: Path, tensors: dict[str, NDArray[np.float32]]) -> Path:
         + [(name, (D,), GGMLType.F32, np.ones(D, np.float32)) for name in norms],
     )
     return path
+
+
+def write_tiny(path: Path, name: str) -> Path:
+    """The model of TINY with that name."""
+    architecture, options = TINY[name]
+    return (write_tiny_phi3 if architecture == "phi3" else write_tiny_llama)(path, **options)
+
+
+def by_role(types: Mapping[str, GGMLType]) -> dict[str, str]:
+    """Types of tensors: those of all layers, in order, under "blk.*.attn_qkv" and the like."""
+    found: dict[str, list[str]] = {}
+    for name in sorted(types, key=_layer):
+        role = re.sub(r"\d+", "*", name.removesuffix(".weight"), count=1)
+        found.setdefault(role, []).append(types[name].name)
+    return {role: " ".join(names) for role, names in sorted(found.items())}
+
+
+def _layer(name: str) -> int:
+    match = re.match(r"blk\.(\d+)\.", name)
+    return int(match[1]) if match else -1

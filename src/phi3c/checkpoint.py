@@ -64,10 +64,14 @@ class Checkpoint:
         self.tensors: dict[str, TensorInfo] = {}
         config = read_json(self.path / "config.json")
         if not config:
-            raise ModelNotFoundError(f"{self.path} has no config.json; a checkpoint is converted from its folder")
+            raise ModelNotFoundError(
+                f"{self.path} has no config.json; a checkpoint is converted from its folder"
+            )
         architectures = config.get("architectures") or [config.get("model_type")]
         if architectures not in (["Phi3ForCausalLM"], ["phi3"]):
-            raise UnsupportedModelError(f"{self.path}: {architectures} is not supported, only Phi3ForCausalLM")
+            raise UnsupportedModelError(
+                f"{self.path}: {architectures} is not supported, only Phi3ForCausalLM"
+            )
         try:
             for part in self._parts(path):
                 self._add(SafetensorsFile(part), config)
@@ -94,7 +98,9 @@ class Checkpoint:
             return [self.path / "model.safetensors"]
         names = sorted({name for name in index.values() if isinstance(name, str)})
         if not names or any(Path(name).name != name for name in names):
-            raise CheckpointError(f"{self.path}/model.safetensors.index.json names no files, or some elsewhere")
+            raise CheckpointError(
+                f"{self.path}/model.safetensors.index.json names no files, or some elsewhere"
+            )
         return [self.path / name for name in names]
 
     def _add(self, file: SafetensorsFile, config: Mapping[str, Any]) -> None:
@@ -195,7 +201,11 @@ def _hyperparameters(path: Path, config: Mapping[str, Any]) -> dict[str, Value]:
             raise CheckpointError(f"{path}/config.json: {key} is {value!r}, but must be a whole number")
         return int(value)
 
-    width, heads, context = whole("hidden_size"), whole("num_attention_heads"), whole("max_position_embeddings")
+    width, heads, context = (
+        whole("hidden_size"),
+        whole("num_attention_heads"),
+        whole("max_position_embeddings"),
+    )
     head_dim = whole("head_dim", width // heads or 1)
     original = whole("original_max_position_embeddings", context)
     keys: dict[str, Value] = {
@@ -207,7 +217,9 @@ def _hyperparameters(path: Path, config: Mapping[str, Any]) -> dict[str, Value]:
         "phi3.attention.head_count": heads,
         "phi3.attention.head_count_kv": whole("num_key_value_heads", heads),
         "phi3.attention.layer_norm_rms_epsilon": float(number("rms_norm_eps", 1e-5)),
-        "phi3.attention.sliding_window": whole("sliding_window", context) if rope.get("sliding_window") else 0,
+        "phi3.attention.sliding_window": whole("sliding_window", context)
+        if rope.get("sliding_window")
+        else 0,
         "phi3.rope.dimension_count": int(number("partial_rotary_factor", 1.0) * head_dim),
         "phi3.rope.freq_base": float(number("rope_theta", 10000.0)),
     }
@@ -216,8 +228,12 @@ def _hyperparameters(path: Path, config: Mapping[str, Any]) -> dict[str, Value]:
     kind = rope.get("rope_type", rope.get("type"))
     if rope.get("long_factor") is not None or rope.get("short_factor") is not None:
         if kind not in ("su", "longrope"):
-            raise UnsupportedModelError(f"{path}/config.json: rope factors of type {kind!r:.40}, only longrope is known")
-        keys["phi3.rope.scaling.attn_factor"] = float(number("attention_factor", _attn_factor(context, original)))
+            raise UnsupportedModelError(
+                f"{path}/config.json: rope factors of type {kind!r:.40}, only longrope is known"
+            )
+        keys["phi3.rope.scaling.attn_factor"] = float(
+            number("attention_factor", _attn_factor(context, original))
+        )
     elif kind not in (None, "default"):
         raise UnsupportedModelError(f"{path}/config.json: rope scaling of type {kind!r:.40} is not supported")
     return keys

@@ -105,7 +105,9 @@ MIXES: Final = {
             ("ffn_down", _everywhere, T.Q4_K),
         ),
     ),
-    "Q3_K_L": Mix(13, T.Q3_K, tuple((name, _everywhere, T.Q5_K) for name in ("attn_v", "attn_output", "ffn_down"))),
+    "Q3_K_L": Mix(
+        13, T.Q3_K, tuple((name, _everywhere, T.Q5_K) for name in ("attn_v", "attn_output", "ffn_down"))
+    ),
     "Q4_K_S": Mix(14, T.Q4_K, (("attn_v", _below(4), T.Q5_K), ("ffn_down", _first(8), T.Q5_K))),
     "Q4_K_M": Mix(15, T.Q4_K, (("attn_v", _more_bits, T.Q6_K), ("ffn_down", _more_bits, T.Q6_K))),
     "Q5_K_S": Mix(16, T.Q5_K),
@@ -125,7 +127,9 @@ def mix_named(name: str) -> Mix:
     try:
         return MIXES[SHORT.get(name, name)]
     except KeyError:
-        raise InvalidParameterError(f"no type {name!r:.40}; there are {', '.join([*MIXES, *SHORT])}") from None
+        raise InvalidParameterError(
+            f"no type {name!r:.40}; there are {', '.join([*MIXES, *SHORT])}"
+        ) from None
 
 
 def target_type(mix: Mix, config: Config, tensor: TensorInfo) -> GGMLType:
@@ -184,7 +188,9 @@ def quantize(
     mix, dst = mix_named(type), Path(dst)
     with Checkpoint(src) if is_checkpoint(src) else ModelFile(src) as file:
         if isinstance(file, ModelFile) and file.layout:
-            raise InvalidParameterError(f"{file.path} is packed for phi3c; quantise the file it was packed from")
+            raise InvalidParameterError(
+                f"{file.path} is packed for phi3c; quantise the file it was packed from"
+            )
         config = Config.from_gguf(file)
         _check_source(file, allow_requantize)
         if dst.exists() and (not overwrite or dst.is_dir() or dst.samefile(file.path)):
@@ -239,7 +245,9 @@ def _write(
         try:
             _kernels.encode(blocks, type, source, tensor.type, tensor.rows * tensor.columns, pool)
         except OverflowError as error:
-            raise NumericalError(f"{file.path}: tensor {tensor.name} cannot become {type.name}: {error}") from None
+            raise NumericalError(
+                f"{file.path}: tensor {tensor.name} cannot become {type.name}: {error}"
+            ) from None
         if isinstance(file, GGUFFile):
             file.release(tensor.name)
         return blocks

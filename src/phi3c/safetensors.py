@@ -19,7 +19,18 @@ from numpy.typing import NDArray
 
 from phi3c.errors import CheckpointError, ModelLoadError, TruncatedFileError
 
-ITEM_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
+ITEM_BYTES = {
+    "F64": 8,
+    "F32": 4,
+    "F16": 2,
+    "BF16": 2,
+    "I64": 8,
+    "I32": 4,
+    "I16": 2,
+    "I8": 1,
+    "U8": 1,
+    "BOOL": 1,
+}
 _MAX_HEADER_BYTES = 100_000_000  # the limit of the format's own reader
 
 
@@ -86,7 +97,9 @@ class SafetensorsFile:
             raise self._damaged(f"tensor {name!r} is no JSON object")
         dtype, shape, offsets = (record.get(key) for key in ("dtype", "shape", "data_offsets"))
         if not isinstance(dtype, str) or dtype not in ITEM_BYTES:
-            raise CheckpointError(f"{self.path}: tensor {name!r} has type {dtype!r:.20}, which phi3c does not read")
+            raise CheckpointError(
+                f"{self.path}: tensor {name!r} has type {dtype!r:.20}, which phi3c does not read"
+            )
         if not _are_sizes(shape) or not _are_sizes(offsets) or len(offsets) != 2:
             raise self._damaged(f"tensor {name!r} has a shape or offsets that are no lists of whole numbers")
         begin, end = offsets

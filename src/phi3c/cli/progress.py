@@ -10,7 +10,12 @@ from typing import TextIO
 WIDTH = 24  # characters of the bar itself
 PATIENCE = 0.3  # seconds before the line appears
 INTERVAL = 0.1  # seconds between two drawings of it
-LABELS = {"download": "downloading", "pack": "packing weights", "quantize": "quantising weights", "prompt": "reading prompt"}
+LABELS = {
+    "download": "downloading",
+    "pack": "packing weights",
+    "quantize": "quantising weights",
+    "prompt": "reading prompt",
+}
 BYTES = ("download", "pack", "quantize")  # stages that count bytes; the others count tokens
 
 
