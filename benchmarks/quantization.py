@@ -2,10 +2,11 @@
 
 usage: PYTHONPATH=src PYTHON benchmarks/quantization.py [--write]
 
-PYTHON is an interpreter that can import llama_cpp (see compare.py) and numpy. Errors are root mean squares over the
-tensors that `samples` makes, all of them quantised to one type; speed is processor time of one thread, rows in memory
-here, a whole file with llama.cpp. Prints two Markdown tables. With --write, what llama.cpp does is kept in
-tests/golden/llama_quantize.json, which tests/test_quantize.py holds phi3c to.
+PYTHON is an interpreter that can import llama_cpp (see compare.py) and numpy. Errors are root mean squares
+over the tensors that `samples` makes, all of them quantised to one type, as a ratio to llama.cpp's; speed is in
+weights per second of processor time on one thread, rows in memory here, a whole file with llama.cpp. With
+--write, what llama.cpp does is kept in tests/golden/llama_quantize.json, which tests/test_quantize.py holds
+phi3c to.
 """
 
 from __future__ import annotations
@@ -18,10 +19,10 @@ import tempfile
 from pathlib import Path
 from time import process_time
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT / "tests"))
-
 import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
+
 from blocks import dequantize
 from quantize_samples import SAMPLES, TINY, by_role, samples, write_samples, write_tiny
 
@@ -29,7 +30,7 @@ from phi3c import _kernels
 from phi3c.gguf import GGMLType, GGUFFile, n_bytes
 from phi3c.quantizer import FLOATS, MIXES
 
-GOLDEN = ROOT / "tests/golden/llama_quantize.json"
+GOLDEN = Path(__file__).resolve().parents[1] / "tests/golden/llama_quantize.json"
 # a file type of llama-quantize whose main type this is; with `pure`, all tensors have it
 PURE = {"Q3_K": "Q3_K_S", "Q4_K": "Q4_K_S", "Q5_K": "Q5_K_S"}
 TYPES = ("Q8_0", "Q6_K", "Q5_1", "Q5_0", "Q5_K", "Q4_1", "Q4_0", "Q4_K", "Q3_K", "Q2_K")

@@ -358,9 +358,8 @@ def test_sentencepiece(tiny: Path, tmp_path: Path, fast: bool) -> None:
     assert isinstance(types, np.ndarray)
     assert isinstance(scores, np.ndarray)
     assert tokens[258:272] == ["<0xFF>", *WORDS, "<|endoftext|>", "<|user|>", "[PAD271]"]
-    assert types[[0, 2, 3, 259, 270, 271]].tolist() == [
-        TokenType.CONTROL, TokenType.USER_DEFINED, TokenType.BYTE, TokenType.NORMAL, TokenType.CONTROL, TokenType.UNUSED,
-    ]  # fmt: skip
+    kinds = {0: "CONTROL", 2: "USER_DEFINED", 3: "BYTE", 259: "NORMAL", 270: "CONTROL", 271: "UNUSED"}
+    assert {id: TokenType(types[id]).name for id in kinds} == kinds
     # the order of merging is what scores are for
     assert scores[259] > scores[260] > scores[261] > scores[262]
     if not fast:
@@ -421,10 +420,11 @@ CL100K = (
         ([("Digits", None), ("ByteLevel", None)], "smollm"),
         ([("Split", r"\w+"), ("ByteLevel", None)], None),
         ([("Metaspace", None)], None),
+        ([("Split", ["a"]), ("ByteLevel", None)], None),
         ([], None),
     ],
 )
-def test_how_text_is_split(checkpoint: Path, steps: list[tuple[str, str | None]], pre: str | None) -> None:
+def test_how_text_is_split(checkpoint: Path, steps: list[tuple[str, object]], pre: str | None) -> None:
     fast = json.loads((checkpoint / "tokenizer.json").read_text())
     parts = [{"type": kind} | ({"pattern": {"Regex": regex}} if regex else {}) for kind, regex in steps]
     fast["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": parts} if parts else None
@@ -492,6 +492,16 @@ def index(*files: str) -> Callable[[Path], None]:
     return lambda folder: write_json(folder / "model.safetensors.index.json", {"weight_map": names})
 
 
+def twice(folder: Path) -> None:
+    (folder / "b.safetensors").write_bytes((folder / "model.safetensors").read_bytes())
+    index("b.safetensors", "model.safetensors")(folder)
+
+
+def texts_as_added_tokens(folder: Path) -> None:
+    edit_json("tokenizer.json", added_tokens=None)(folder)
+    edit_json("tokenizer_config.json", added_tokens_decoder={"3": "x"})(folder)
+
+
 def broken_model(data: bytes) -> Callable[[Path], None]:
     return lambda folder: (folder / "tokenizer.model").write_bytes(data) and None
 
@@ -499,33 +509,55 @@ def broken_model(data: bytes) -> Callable[[Path], None]:
 REFUSED: dict[str, tuple[Callable[[Path], None], type[ModelLoadError], str]] = {
     "no config": (lambda f: (f / "config.json").unlink(), ModelNotFoundError, "no config.json"),
     "config is a list": (lambda f: write_json(f / "config.json", [1]), CheckpointError, "no JSON object"),
-    "config is no JSON": (lambda f: (f / "config.json").write_text("{") and None, CheckpointError, "cannot be read"),
+    "config is no JSON": (
+        lambda f: (f / "config.json").write_text("{") and None,
+        CheckpointError,
+        "cannot be read",
+    ),
     "another architecture": (
-        edit_json("config.json", architectures=["PhiMoEForCausalLM"]), UnsupportedModelError, "PhiMoE",
+        edit_json("config.json", architectures=["PhiMoEForCausalLM"]),
+        UnsupportedModelError,
+        "PhiMoE",
     ),
     "no width": (edit_json("config.json", hidden_size=None), CheckpointError, "hidden_size is None"),
     "text as width": (edit_json("config.json", hidden_size="3072"), CheckpointError, "hidden_size is '3072'"),
     "half a layer": (edit_json("config.json", num_hidden_layers=2.5), CheckpointError, "whole number"),
     "huge": (edit_json("config.json", rope_theta=1e999), CheckpointError, "rope_theta is inf"),
     "yarn": (
-        edit_json("config.json", rope_scaling={"type": "yarn", "factor": 2}), UnsupportedModelError, "'yarn'",
+        edit_json("config.json", rope_scaling={"type": "yarn", "factor": 2}),
+        UnsupportedModelError,
+        "'yarn'",
     ),
     "factors of another type": (
-        edit_json("config.json", rope_scaling={"type": "linear", "long_factor": [1]}), UnsupportedModelError, "linear",
+        edit_json("config.json", rope_scaling={"type": "linear", "long_factor": [1]}),
+        UnsupportedModelError,
+        "linear",
     ),
     "factors that are none": (
-        edit_json("config.json", rope_scaling={"type": "su", "long_factor": ["1"]}), CheckpointError, "long_factor",
+        edit_json("config.json", rope_scaling={"type": "su", "long_factor": ["1"]}),
+        CheckpointError,
+        "long_factor",
     ),
     "no weights": (lambda f: (f / "model.safetensors").unlink(), ModelLoadError, "cannot be opened"),
-    "an empty file": (lambda f: (f / "model.safetensors").write_bytes(b"") and None, CheckpointError, "0 bytes"),
+    "an empty file": (
+        lambda f: (f / "model.safetensors").write_bytes(b"") and None,
+        CheckpointError,
+        "0 bytes",
+    ),
     "cut short": (cut, TruncatedFileError, "cut short"),
     "a page of HTML": (
-        lambda f: (f / "model.safetensors").write_bytes(b"<!doctype html>") and None, CheckpointError, "a header of",
+        lambda f: (f / "model.safetensors").write_bytes(b"<!doctype html>") and None,
+        CheckpointError,
+        "a header of",
     ),
     "a header that is no JSON": (edit_header(lambda _: b"{]"), CheckpointError, "no JSON"),
     "a header that is a list": (edit_header(lambda _: b"[]"), CheckpointError, "no JSON object"),
     "deep nesting": (edit_header(lambda _: b"[" * 100_000), CheckpointError, "no JSON"),
-    "a record that is a list": (edit_header(lambda h: h.update({"lm_head.weight": []})), CheckpointError, "object"),
+    "a record that is a list": (
+        edit_header(lambda h: h.update({"lm_head.weight": []})),
+        CheckpointError,
+        "object",
+    ),
     "another type": (record(dtype="F8_E4M3"), CheckpointError, "F8_E4M3"),
     "whole numbers": (record(dtype="I32"), UnsupportedModelError, "I32"),
     "another shape": (record(shape=[300, 255]), CheckpointError, "lies in bytes"),
@@ -537,35 +569,66 @@ REFUSED: dict[str, tuple[Callable[[Path], None], type[ModelLoadError], str]] = {
     "beyond the end": (record(data_offsets=[10**9, 10**9 + 307200]), TruncatedFileError, "cut short"),
     "a bias": (tensor("lm_head.bias"), UnsupportedModelError, "lm_head.bias is no part"),
     "a vision tower": (tensor("model.vision_embed_tokens.weight"), UnsupportedModelError, "is no part"),
-    "a layer's tensor without its layer": (tensor("mlp.down_proj.weight"), UnsupportedModelError, "is no part"),
+    "a layer's tensor without its layer": (
+        tensor("mlp.down_proj.weight"),
+        UnsupportedModelError,
+        "is no part",
+    ),
     "a layer of the output": (tensor("model.layers.0.lm_head.weight"), UnsupportedModelError, "is no part"),
     "no embedding": (
-        edit_header(lambda h: h.pop("model.embed_tokens.weight") and None), ModelNotFoundError, "embed_tokens",
+        edit_header(lambda h: h.pop("model.embed_tokens.weight") and None),
+        ModelNotFoundError,
+        "embed_tokens",
     ),
     "an index of files elsewhere": (index("../model.safetensors"), CheckpointError, "elsewhere"),
     "an index of nothing": (index(), CheckpointError, "names no files"),
     "the same tensor twice": (
-        lambda f: ((f / "b.safetensors").write_bytes((f / "model.safetensors").read_bytes()), index("b.safetensors", "model.safetensors")(f)) and None,
+        twice,
         CheckpointError,
         "comes twice",
     ),
-    "no tokenizer": (lambda f: (f / "tokenizer.json").unlink(), CheckpointError, "neither tokenizer.model nor"),
+    "no tokenizer": (
+        lambda f: (f / "tokenizer.json").unlink(),
+        CheckpointError,
+        "neither tokenizer.model nor",
+    ),
     "a unigram model": (model_of(type="Unigram"), CheckpointError, "type BPE"),
     "no merges": (model_of(merges=None), CheckpointError, "type BPE"),
     "a merge of three": (model_of(merges=["a b c"]), CheckpointError, "no pair"),
+    "a merge that is a number": (model_of(merges=[5]), CheckpointError, "no pair"),
     "a merge of numbers": (model_of(merges=[[1, 2]]), CheckpointError, "no pair"),
     "an id beyond the embedding": (model_of(vocab={"a": 300}), CheckpointError, "300 rows"),
     "an id that is text": (model_of(vocab={"a": "7"}), CheckpointError, "id '7'"),
     "added tokens beyond": (
-        edit_json("tokenizer.json", added_tokens=[{"id": -1, "content": "x"}]), CheckpointError, "id -1",
+        edit_json("tokenizer.json", added_tokens=[{"id": -1, "content": "x"}]),
+        CheckpointError,
+        "id -1",
     ),
-    "an added token that is text": (edit_json("tokenizer.json", added_tokens=["x"]), CheckpointError, "no JSON object"),
-    "a SentencePiece model cut short": (broken_model(sentencepiece_model()[:-3]), CheckpointError, "beyond the file"),
+    "added tokens that are texts": (
+        texts_as_added_tokens,
+        CheckpointError,
+        "no JSON object",
+    ),
+    "a template that is no text": (
+        lambda f: (f / "chat_template.jinja").write_bytes(b"\xff") and None,
+        CheckpointError,
+        "cannot be read",
+    ),
+    "an added token that is text": (
+        edit_json("tokenizer.json", added_tokens=["x"]),
+        CheckpointError,
+        "no JSON object",
+    ),
+    "a SentencePiece model cut short": (
+        broken_model(sentencepiece_model()[:-3]),
+        CheckpointError,
+        "beyond the file",
+    ),
     "a SentencePiece model of noise": (broken_model(b"\xff" * 20), CheckpointError, "does not end"),
     "a SentencePiece model of groups": (broken_model(b"\x0b"), CheckpointError, "wire type 3"),
     "a piece of another type": (broken_model(b"\x0a\x02\x18\x09"), CheckpointError, "SentencePiece"),
     "a piece with a text as score": (broken_model(b"\x0a\x03\x12\x01a"), CheckpointError, "SentencePiece"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize(("change", "error", "message"), REFUSED.values(), ids=REFUSED.keys())

@@ -1,4 +1,4 @@
-"""Quantisers against the best there is and llama.cpp's, mixes against llama.cpp's, and the file that is written."""
+"""Quantisers against the best there is and llama.cpp's, mixes against llama.cpp's, and the written file."""
 
 from __future__ import annotations
 
@@ -141,27 +141,24 @@ def test_what_the_type_can_hold_is_kept(type_name: str) -> None:
 
 
 HALF_MAX = 65504.0
+ODD = {
+    "zeros": np.zeros(256),
+    "one value": np.full(256, 0.3),
+    "below zero": np.full(256, -0.3),
+    "largest": np.full(256, HALF_MAX),
+    "both ends": np.tile([HALF_MAX, -HALF_MAX], 128),
+    "first": np.r_[1.0, np.zeros(255)],
+    "last": np.r_[np.zeros(255), -1.0],
+    "outlier": np.r_[100.0, np.full(255, 0.01)],
+    "rising": np.arange(256) / 256,
+    "falling": -np.arange(256) / 256,
+    "subnormal": np.full(256, 1e-40),
+    "faint": np.full(256, 3e-8),
+}
 
 
 @pytest.mark.parametrize("type_name", QUANT_TYPES)
-@pytest.mark.parametrize(
-    "x",
-    [
-        np.zeros(256),
-        np.full(256, 0.3),
-        np.full(256, -0.3),
-        np.full(256, HALF_MAX),
-        np.tile([HALF_MAX, -HALF_MAX], 128),
-        np.r_[1.0, np.zeros(255)],
-        np.r_[np.zeros(255), -1.0],
-        np.r_[100.0, np.full(255, 0.01)],
-        np.arange(256) / 256,
-        -np.arange(256) / 256,
-        np.full(256, 1e-40),
-        np.full(256, 3e-8),
-    ],
-    ids=["zeros", "one value", "below zero", "largest", "both ends", "first", "last", "outlier", "rising", "falling", "subnormal", "faint"],
-)  # fmt: skip
+@pytest.mark.parametrize("x", ODD.values(), ids=ODD.keys())
 def test_odd_blocks(type_name: str, x: NDArray[np.float64]) -> None:
     """A code's step away at most, and the same groups of zeros."""
     weights = x.astype(np.float32)
@@ -278,7 +275,7 @@ def weights_of(path: Path) -> F32:
 
 @pytest.mark.parametrize("type_name", [*MIXES, *SHORT])
 def test_the_file_runs(f32: Path, tmp_path: Path, type_name: str) -> None:
-    """Its logits are as near to those of the source as its weights are, but for a factor and rounded activations."""
+    """Its logits are as near to the source's as its weights are, but for a factor and rounded activations."""
     out = tmp_path / "out.gguf"
     phi3c.quantize(f32, out, type_name.lower())
     with phi3c.Model(f32) as model, phi3c.Model(out) as small:
@@ -316,7 +313,7 @@ def test_the_same_file_on_any_number_of_threads(f32: Path, tmp_path: Path, threa
 def test_a_quantised_source_is_refused_unless_asked_for(f32: Path, tmp_path: Path) -> None:
     small, out = tmp_path / "q8_0.gguf", tmp_path / "q4_0.gguf"
     phi3c.quantize(f32, small, "Q8_0")
-    with pytest.raises(InvalidParameterError, match="is quantised already .*--allow-requantize"):
+    with pytest.raises(InvalidParameterError, match=r"is quantised already .*--allow-requantize"):
         phi3c.quantize(small, out, "Q4_0")
     assert not out.exists()
     phi3c.quantize(small, out, "Q8_0", allow_requantize=True)

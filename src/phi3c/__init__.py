@@ -50,9 +50,9 @@ _HOMES = {
     "cpu": ("CPUInfo", "cpu_info"),
     "errors": (
         "ChatTemplateError", "CheckpointError", "ContextLengthError", "CorruptGGUFError", "DownloadError",
-        "GGUFVersionError", "InvalidParameterError", "MissingDependencyError", "ModelClosedError", "ModelLoadError",
-        "ModelNotFoundError", "ModelWriteError", "NotGGUFError", "NumericalError", "OutOfMemoryError",
-        "Phi3cError", "TokenizerError", "TruncatedFileError", "UnsupportedModelError",
+        "GGUFVersionError", "InvalidParameterError", "MissingDependencyError", "ModelClosedError",
+        "ModelLoadError", "ModelNotFoundError", "ModelWriteError", "NotGGUFError", "NumericalError",
+        "OutOfMemoryError", "Phi3cError", "TokenizerError", "TruncatedFileError", "UnsupportedModelError",
         "UnsupportedQuantError",
     ),
     "weights": ("pack",),
@@ -61,12 +61,13 @@ _HOMES = {
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
 
 __all__ = [
-    "CPUInfo", "ChatTemplateError", "CheckpointError", "Chunk", "Completion", "ContextLengthError", "CorruptGGUFError",
-    "DownloadError", "GGUFVersionError", "InvalidParameterError", "MissingDependencyError", "Model",
-    "ModelClosedError", "ModelInfo", "ModelLoadError", "ModelNotFoundError", "ModelWriteError",
-    "NotGGUFError", "NumericalError", "OutOfMemoryError", "Phi3cError", "SamplingParams", "Stream", "Timings",
-    "TokenLogprob", "TokenizerError", "TruncatedFileError", "UnsupportedModelError",
-    "UnsupportedQuantError", "Usage", "__version__", "cpu_info", "pack", "quantize",
+    "CPUInfo", "ChatTemplateError", "CheckpointError", "Chunk", "Completion", "ContextLengthError",
+    "CorruptGGUFError", "DownloadError", "GGUFVersionError", "InvalidParameterError",
+    "MissingDependencyError", "Model", "ModelClosedError", "ModelInfo", "ModelLoadError",
+    "ModelNotFoundError", "ModelWriteError", "NotGGUFError", "NumericalError", "OutOfMemoryError",
+    "Phi3cError", "SamplingParams", "Stream", "Timings", "TokenLogprob", "TokenizerError",
+    "TruncatedFileError", "UnsupportedModelError", "UnsupportedQuantError", "Usage", "__version__",
+    "cpu_info", "pack", "quantize",
 ]  # fmt: skip
 
 

@@ -1,7 +1,7 @@
 """Models of fewer bits a weight: which tensor gets which type, and the file that is written.
 
-A type such as Q4_K_M is a mix: most matrices in Q4_K, those that matter most in more. The mixes are llama.cpp's, so
-that a name means the same size and the same care here and there; what it chooses is in tests/golden/mixes.json.
+A type such as Q4_K_M is a mix: most matrices in Q4_K, those that matter most in more. The mixes are those of
+llama-quantize, so that a name means the same size and the same care here and there.
 """
 
 from __future__ import annotations
@@ -245,9 +245,8 @@ def _write(
         try:
             _kernels.encode(blocks, type, source, tensor.type, tensor.rows * tensor.columns, pool)
         except OverflowError as error:
-            raise NumericalError(
-                f"{file.path}: tensor {tensor.name} cannot become {type.name}: {error}"
-            ) from None
+            message = f"{file.path}: tensor {tensor.name} cannot become {type.name}: {error}"
+            raise NumericalError(message) from None
         if isinstance(file, GGUFFile):
             file.release(tensor.name)
         return blocks

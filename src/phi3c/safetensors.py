@@ -1,7 +1,7 @@
 """The safetensors file format: a checked reader over mmap.
 
-Knows bytes, types and offsets; knows no model. Layout: the length of the header as 64 bits, the header in JSON,
-tensor data. The package of that name gives BF16, in which Phi-3 checkpoints are, to PyTorch only.
+Knows bytes, types and offsets; knows no model. Layout: the length of the header in 8 bytes, the header as
+JSON, tensor data. (The package of that name has no BF16 for NumPy, and that is what Phi-3 checkpoints are in.)
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import os
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeGuard
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,7 +37,7 @@ _MAX_HEADER_BYTES = 100_000_000  # the limit of the format's own reader
 
 @dataclass(frozen=True, slots=True)
 class StoredTensor:
-    """Where a tensor lies: type as the format spells it, shape with rows first, first byte, number of bytes."""
+    """Where a tensor lies: the format's name of its type, shape with rows first, first byte, bytes."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -95,12 +96,12 @@ class SafetensorsFile:
     def _tensor(self, name: str, record: object, start: int) -> StoredTensor:
         if not isinstance(record, dict):
             raise self._damaged(f"tensor {name!r} is no JSON object")
-        dtype, shape, offsets = (record.get(key) for key in ("dtype", "shape", "data_offsets"))
+        dtype, shape, offsets = record.get("dtype"), record.get("shape"), record.get("data_offsets")
         if not isinstance(dtype, str) or dtype not in ITEM_BYTES:
             raise CheckpointError(
                 f"{self.path}: tensor {name!r} has type {dtype!r:.20}, which phi3c does not read"
             )
-        if not _are_sizes(shape) or not _are_sizes(offsets) or len(offsets) != 2:
+        if not (_are_sizes(shape) and _are_sizes(offsets) and len(offsets) == 2):
             raise self._damaged(f"tensor {name!r} has a shape or offsets that are no lists of whole numbers")
         begin, end = offsets
         if end - begin != math.prod(shape) * ITEM_BYTES[dtype]:
@@ -130,5 +131,5 @@ class SafetensorsFile:
             self._map.close()
 
 
-def _are_sizes(value: object) -> bool:
+def _are_sizes(value: object) -> TypeGuard[list[int]]:
     return isinstance(value, list) and all(type(item) is int and 0 <= item < 2**48 for item in value)

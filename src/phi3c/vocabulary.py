@@ -39,7 +39,8 @@ class _Tokens:
     def put(self, id: object, text: object, score: float, type: TokenType) -> None:
         if not isinstance(id, int) or not 0 <= id < len(self.texts) or not isinstance(text, str):
             raise CheckpointError(
-                f"{self._folder}: token {text!r:.40} has id {id!r:.20}; the embedding has {len(self.texts)} rows"
+                f"{self._folder}: token {text!r:.40} has id {id!r:.20}, "
+                f"and the embedding has {len(self.texts)} rows"
             )
         self.texts[id], self.scores[id], self.types[id] = text, score, type
 
@@ -151,15 +152,15 @@ def _fields(message: bytes) -> Iterator[tuple[int, int | bytes]]:
 
 
 def _read_bpe(path: Path, fast: Mapping[str, Any], tokens: _Tokens) -> dict[str, Value]:
-    """The vocabulary of tokenizer.json: byte-level BPE, or SentencePiece BPE whose scores only its merges tell."""
+    """The vocabulary of tokenizer.json: byte-level BPE, or SentencePiece's, whose scores its merges tell."""
     model = fast.get("model")
     if not isinstance(model, dict):
         raise CheckpointError(f"{path.parent} has neither tokenizer.model nor a tokenizer.json with a model")
     vocab, merges = model.get("vocab"), model.get("merges")
     if model.get("type") != "BPE" or not isinstance(vocab, dict) or not isinstance(merges, list):
         raise CheckpointError(f"{path}: only vocabularies of the type BPE with their merges can be converted")
-    pairs = [tuple(merge.split(" ")) if isinstance(merge, str) else tuple(merge) for merge in merges]
-    if not all(len(pair) == 2 and all(isinstance(part, str) for part in pair) for pair in pairs):
+    pairs = [merge.split(" ") if isinstance(merge, str) else merge for merge in merges]
+    if not all(isinstance(pair, list) and list(map(type, pair)) == [str, str] for pair in pairs):
         raise CheckpointError(f"{path}: a merge is no pair of tokens")
 
     if not model.get("byte_fallback"):
@@ -183,20 +184,21 @@ def _read_bpe(path: Path, fast: Mapping[str, Any], tokens: _Tokens) -> dict[str,
 
 def _pre_tokenizer(path: Path, fast: Mapping[str, Any]) -> str:
     """GGUF's name of the way in which tokenizer.json splits text before merging."""
-    splitter = fast.get("pre_tokenizer") or {}
+    splitter = fast.get("pre_tokenizer")
     steps = splitter.get("pretokenizers", [splitter]) if isinstance(splitter, dict) else []
-    kinds = [step.get("type") for step in steps if isinstance(step, dict)]
+    steps = [step for step in steps if isinstance(step, dict)] if isinstance(steps, list) else []
+    kinds = [step.get("type") for step in steps]
     if kinds == ["ByteLevel"]:
         return "gpt-2"
     if kinds == ["Digits", "ByteLevel"]:
         return "smollm"
     if kinds == ["Split", "ByteLevel"]:
         pattern = steps[0].get("pattern")
-        if isinstance(pattern, dict) and pattern.get("Regex") in _SPLITS:
-            return _SPLITS[pattern["Regex"]]
-    raise CheckpointError(
-        f"{path} splits text in a way that GGUF has no name for ({' + '.join(map(str, kinds)) or 'not at all'})"
-    )
+        regex = pattern.get("Regex") if isinstance(pattern, dict) else None
+        if isinstance(regex, str) and regex in _SPLITS:
+            return _SPLITS[regex]
+    way = " + ".join(map(str, kinds)) or "not at all"
+    raise CheckpointError(f"{path} splits text in a way that GGUF has no name for ({way})")
 
 
 def _put_added(folder: Path, fast: Mapping[str, Any], settings: Mapping[str, Any], tokens: _Tokens) -> None:
@@ -204,24 +206,24 @@ def _put_added(folder: Path, fast: Mapping[str, Any], settings: Mapping[str, Any
     added = fast.get("added_tokens")
     if not isinstance(added, list):
         by_id = settings.get("added_tokens_decoder")
-        added = [{"id": id, **token} for id, token in by_id.items()] if isinstance(by_id, dict) else []
+        added = []
+        for key, token in by_id.items() if isinstance(by_id, dict) else ():
+            added.append({**token, "id": int(key)} if isinstance(token, dict) and key.isdecimal() else key)
     for token in added:
         if not isinstance(token, dict):
-            raise CheckpointError(f"{folder}: an added token is no JSON object")
-        id = token.get("id")
-        is_special = bool(token.get("special"))
-        tokens.put(
-            int(id) if isinstance(id, str) and id.isdecimal() else id,
-            token.get("content"),
-            _ADDED_SCORE,
-            TokenType.CONTROL if is_special else TokenType.USER_DEFINED,
-        )
+            raise CheckpointError(f"{folder}: the added token {token!r:.40} is no JSON object")
+        type = TokenType.CONTROL if token.get("special") else TokenType.USER_DEFINED
+        tokens.put(token.get("id"), token.get("content"), _ADDED_SCORE, type)
 
 
 def _chat_template(folder: Path, settings: Mapping[str, Any]) -> str | None:
     path = folder / "chat_template.jinja"
-    if path.is_file():
+    try:
         return path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        pass
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} cannot be read: {error}") from None
     template = settings.get("chat_template")
     if isinstance(template, list):  # several, by name
         named = {entry.get("name"): entry.get("template") for entry in template if isinstance(entry, dict)}
