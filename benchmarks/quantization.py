@@ -3,8 +3,8 @@
 usage: PYTHONPATH=src PYTHON benchmarks/quantization.py [--write]
 
 PYTHON is an interpreter that can import llama_cpp (see compare.py) and numpy. Errors are root mean squares
-over the tensors that `samples` makes, all of them quantised to one type, as a ratio to llama.cpp's; speed is in
-weights per second of processor time on one thread, rows in memory here, a whole file with llama.cpp. With
+over the tensors that `samples` makes, all of them quantised to one type, as a ratio to llama.cpp's; speed is
+in weights per second of processor time on one thread, rows in memory here, a whole file with llama.cpp. With
 --write, what llama.cpp does is kept in tests/golden/llama_quantize.json, which tests/test_quantize.py holds
 phi3c to.
 """

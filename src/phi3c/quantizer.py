@@ -211,8 +211,8 @@ def _check_source(file: GGUFFile | Checkpoint, allow_requantize: bool) -> None:
             continue
         if not allow_requantize:
             raise InvalidParameterError(
-                f"{file.path} is quantised already ({tensor.name} is {tensor.type.name}); begin with an F16 or "
-                "BF16 file, or accept what is lost twice (allow_requantize=True, --allow-requantize)"
+                f"{file.path} is quantised already ({tensor.name} is {tensor.type.name}); begin with F16 or "
+                "BF16, or accept what is lost twice (allow_requantize=True, --allow-requantize)"
             )
         if not _kernels.has_kernels(tensor.type):
             raise UnsupportedQuantError(

@@ -1,7 +1,7 @@
 """The safetensors file format: a checked reader over mmap.
 
 Knows bytes, types and offsets; knows no model. Layout: the length of the header in 8 bytes, the header as
-JSON, tensor data. (The package of that name has no BF16 for NumPy, and that is what Phi-3 checkpoints are in.)
+JSON, tensor data. (The package of that name cannot give BF16, which Phi-3 checkpoints are in, to NumPy.)
 """
 
 from __future__ import annotations

@@ -160,7 +160,9 @@ def _read_bpe(path: Path, fast: Mapping[str, Any], tokens: _Tokens) -> dict[str,
     if model.get("type") != "BPE" or not isinstance(vocab, dict) or not isinstance(merges, list):
         raise CheckpointError(f"{path}: only vocabularies of the type BPE with their merges can be converted")
     pairs = [merge.split(" ") if isinstance(merge, str) else merge for merge in merges]
-    if not all(isinstance(pair, list) and list(map(type, pair)) == [str, str] for pair in pairs):
+    if not all(isinstance(pair, list) and len(pair) == 2 for pair in pairs) or not all(
+        isinstance(part, str) for pair in pairs for part in pair
+    ):
         raise CheckpointError(f"{path}: a merge is no pair of tokens")
 
     if not model.get("byte_fallback"):
