@@ -418,8 +418,13 @@ static void encode_pieces(void *arg, int64_t first, int64_t last) {
     }
 }
 
+int phi3c_has_encoder(int type) {
+    if (type == PHI3C_F32 || type == PHI3C_F16 || type == PHI3C_BF16 || type == PHI3C_Q8_0) return 1;
+    return type >= 0 && type < PHI3C_N_TYPES && grids[type].columns > 0;
+}
+
 int phi3c_encode(uint8_t *out, int type, const uint8_t *in, int in_type, int64_t n, phi3c_pool *pool) {
-    assert(n % phi3c_block_columns(type) == 0 && n % phi3c_block_columns(in_type) == 0);
+    assert(phi3c_has_encoder(type) && n % phi3c_block_columns(type) == 0 && n % phi3c_block_columns(in_type) == 0);
     encode_job job = {.out = out, .in = in, .type = type, .in_type = in_type, .n = n};
     phi3c_pool_run(pool, encode_pieces, &job, (n + 255) / 256, 64);
     return job.is_out_of_range ? -1 : 0;

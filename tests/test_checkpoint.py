@@ -20,6 +20,7 @@ from phi3c.checkpoint import Checkpoint
 from phi3c.config import Config
 from phi3c.errors import (
     CheckpointError,
+    InvalidParameterError,
     ModelLoadError,
     ModelNotFoundError,
     TruncatedFileError,
@@ -643,6 +644,11 @@ def test_a_missing_layer_is_refused_before_writing(checkpoint: Path, tmp_path: P
     with pytest.raises(UnsupportedModelError, match=r"blk\.1\.ffn_down\.weight is missing"):
         phi3c.quantize(checkpoint, tmp_path / "out.gguf", "Q8_0")
     assert not (tmp_path / "out.gguf").exists()
+
+
+def test_its_own_weights_are_not_replaced(checkpoint: Path) -> None:
+    with pytest.raises(InvalidParameterError, match="the source itself"):
+        phi3c.quantize(checkpoint, checkpoint / "model.safetensors", "Q8_0", overwrite=True)
 
 
 def test_a_folder_that_is_not_there(tmp_path: Path) -> None:

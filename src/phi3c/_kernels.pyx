@@ -285,6 +285,8 @@ def encode(uint8_t[::1] blocks not None, int type, const uint8_t[::1] data not N
     cdef int status
     check_blocks(data, data_type, 1, n, None)
     check_blocks(blocks, type, 1, n, None)
+    if not c.phi3c_has_encoder(type):
+        raise ValueError(f"no quantiser for type {type}")
     with nogil:
         status = c.phi3c_encode(&blocks[0], type, &data[0], data_type, n, pool.pool)
     if status != 0:

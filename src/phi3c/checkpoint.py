@@ -45,6 +45,7 @@ class Checkpoint:
 
     Attributes:
         path: the folder.
+        parts: the safetensors files.
         metadata, tensors: as of GGUFFile. Matrices have the type they are stored in, norms are F32; offsets
             are those in their safetensors files.
 
@@ -73,7 +74,8 @@ class Checkpoint:
                 f"{self.path}: {architectures} is not supported, only Phi3ForCausalLM"
             )
         try:
-            for part in self._parts(path):
+            self.parts = self._find_parts(path)
+            for part in self.parts:
                 self._add(SafetensorsFile(part), config)
             if "token_embd.weight" not in self.tensors:
                 raise ModelNotFoundError(f"{self.path}: model.embed_tokens.weight is in none of its files")
@@ -89,7 +91,7 @@ class Checkpoint:
             self.close()
             raise
 
-    def _parts(self, path: Path) -> list[Path]:
+    def _find_parts(self, path: Path) -> list[Path]:
         """The files that hold the model's tensors."""
         if path != self.path:
             return [path]

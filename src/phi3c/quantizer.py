@@ -193,7 +193,8 @@ def quantize(
             )
         config = Config.from_gguf(file)
         _check_source(file, allow_requantize)
-        if dst.exists() and (not overwrite or dst.is_dir() or dst.samefile(file.path)):
+        sources = file.parts if isinstance(file, Checkpoint) else [file.path]
+        if dst.exists() and (not overwrite or dst.is_dir() or any(map(dst.samefile, sources))):
             raise InvalidParameterError(
                 f"{dst} exists; choose another name, or have it replaced (overwrite=True, --force), which a "
                 "folder and the source itself are not"

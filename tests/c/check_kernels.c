@@ -295,8 +295,8 @@ static void check_quantize(void) {
             }
 }
 
-/* Rows as blocks: refused where the type cannot hold them, else never further off than half the largest magnitude, and
- * the same on more threads. */
+/* Rows as blocks: refused where the type cannot hold them, else never further off than half the largest magnitude, or
+ * lost where a scale would be below the least half; and the same on more threads. */
 static void check_encode(int t, int64_t columns, phi3c_pool *one, phi3c_pool *three) {
     enum { ROWS = 70 }; /* more than a thread takes at once */
     int type = types[t].type;
@@ -319,7 +319,8 @@ static void check_encode(int t, int64_t columns, phi3c_pool *one, phi3c_pool *th
         check(memcmp(blocks, again, n_bytes) == 0, "columns %d kind %d: threads", (int)columns, kind);
         phi3c_dequantize_row(got, blocks, type, n);
         for (int64_t i = 0; i < n; i++) furthest = fmaxf(furthest, fabsf(got[i] - x[i]));
-        check(furthest <= 0.5f * largest, "columns %d kind %d: %g off %g", (int)columns, kind, furthest, largest);
+        check(furthest <= 0.5f * largest + 0x1p-25f, "columns %d kind %d: %g off %g", (int)columns, kind, furthest,
+              largest);
     }
     free(x);
     free(got);
@@ -844,7 +845,8 @@ int main(void) {
     phi3c_pool *one = new_pool(1), *three = new_pool(3);
     for (int t = 0; t < N_TYPES; t++)
         for (int64_t columns = 32; columns <= 288; columns += 32)
-            if (runs_on(types[t].type, columns)) check_encode(t, columns, one, three);
+            if (phi3c_has_encoder(types[t].type) && runs_on(types[t].type, columns))
+                check_encode(t, columns, one, three);
     phi3c_pool_free(three);
     phi3c_pool_free(one);
     phi3c_pool_free(pool);
