@@ -17,7 +17,7 @@ LAYERS = (
     ("errors", "_kernels"),
     ("gguf", "safetensors", "sandbox", "stopping", "lookup", "threads", "memory", "cpu"),
     ("config", "packed", "hub", "cache", "sampling", "chat", "tokenizer"),
-    ("completion", "weights", "vocabulary"),
+    ("completion", "weights", "checkpoint_tokenizer"),
     ("phi3", "checkpoint"),
     ("engine", "profile", "quantizer"),
     ("model", "bench"),
