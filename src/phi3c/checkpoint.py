@@ -13,10 +13,10 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from phi3c.checkpoint_tokenizer import read_json, vocabulary_metadata
 from phi3c.errors import CheckpointError, ModelNotFoundError, UnsupportedModelError
 from phi3c.gguf import GGMLType, TensorInfo, Value, n_bytes
 from phi3c.safetensors import SafetensorsFile, StoredTensor
-from phi3c.checkpoint_tokenizer import read_json, vocabulary_metadata
 
 _FLOAT_TYPES = {"F32": GGMLType.F32, "F16": GGMLType.F16, "BF16": GGMLType.BF16}
 
