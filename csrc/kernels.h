@@ -76,11 +76,36 @@ static inline float f16_to_f32(f16 h) {
     return f;
 }
 
+static inline f16 f32_to_f16(float x) {
+    uint32_t bits;
+    memcpy(&bits, &x, 4);
+    uint32_t sign = bits >> 16 & 0x8000;
+    bits &= 0x7fffffffu;
+    if (bits > 0x7f800000u) return (f16)(sign | 0x7e00 | (bits >> 13 & 0x3ff)); /* NaN, kept quiet */
+    if (bits >= 0x47800000u) return (f16)(sign | 0x7c00);                       /* 65536 and more: inf */
+    if (bits < 0x38800000u) {                                                   /* below 2^-14: subnormal */
+        float magnitude;
+        memcpy(&magnitude, &bits, 4);
+        float shifted = magnitude + 0.5f; /* the last bit of 0.5f's mantissa is worth 2^-24 */
+        memcpy(&bits, &shifted, 4);
+        return (f16)(sign | (bits - 0x3f000000u));
+    }
+    bits += 0xfff + (bits >> 13 & 1); /* round to nearest, ties to even */
+    return (f16)(sign | ((bits - 0x38000000u) >> 13));
+}
+
 static inline float bf16_to_f32(uint16_t h) {
     uint32_t bits = (uint32_t)h << 16;
     float f;
     memcpy(&f, &bits, 4);
     return f;
+}
+
+/* To nearest, ties to even; x is finite. */
+static inline uint16_t f32_to_bf16(float x) {
+    uint32_t bits;
+    memcpy(&bits, &x, 4);
+    return (uint16_t)((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
 }
 
 #endif

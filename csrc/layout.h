@@ -28,4 +28,8 @@ typedef struct {
 
 extern const phi3c_layout phi3c_layouts[];
 
+/* The 12 bytes of 16 numbers of six bits: q4_K's 8 scales and 8 mins, q3_K's 16 scales plus 32. */
+void phi3c_scale_min_to_12(uint8_t *b, const uint8_t v[16]);
+void phi3c_scale_to_12(uint8_t *b, const uint8_t v[16]);
+
 #endif

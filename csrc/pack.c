@@ -89,7 +89,7 @@ static void scale_min_from_12(uint8_t v[16], const uint8_t *b) {
     }
 }
 
-static void scale_min_to_12(uint8_t *b, const uint8_t v[16]) {
+void phi3c_scale_min_to_12(uint8_t *b, const uint8_t v[16]) {
     for (int s = 0; s < 4; s++) {
         b[s] = (uint8_t)(v[s] | (v[4 + s] >> 4) << 6);
         b[s + 4] = (uint8_t)(v[8 + s] | (v[12 + s] >> 4) << 6);
@@ -105,7 +105,7 @@ static void scale_from_12(uint8_t v[16], const uint8_t *b) {
     }
 }
 
-static void scale_to_12(uint8_t *b, const uint8_t v[16]) {
+void phi3c_scale_to_12(uint8_t *b, const uint8_t v[16]) {
     memset(b, 0, 12);
     for (int s = 0; s < 16; s++) {
         b[s % 8] |= (uint8_t)((v[s] & 15) << (s < 8 ? 0 : 4));
@@ -203,9 +203,9 @@ static void unpack_field(uint8_t *dst, const uint8_t *src, phi3c_field field, in
     default:
         get_planes(v, src, field.kind, r);
         if (field.kind == FIELD_SCALE_MIN)
-            scale_min_to_12(dst, v);
+            phi3c_scale_min_to_12(dst, v);
         else
-            scale_to_12(dst, v);
+            phi3c_scale_to_12(dst, v);
     }
 }
 

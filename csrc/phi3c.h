@@ -73,6 +73,11 @@ void phi3c_pack(uint8_t *panels, const uint8_t *src, int type, int64_t rows, int
 void phi3c_unpack_row(uint8_t *blocks, const uint8_t *panels, int type, int64_t row, int64_t columns);
 /* Weights of a row of GGUF blocks as floats. */
 void phi3c_dequantize_row(float *out, const uint8_t *blocks, int type, int64_t columns);
+/* Whether phi3c_encode writes this type. */
+int phi3c_has_encoder(int type);
+/* n weights of one type as another, in whole blocks of both. Returns 0, or -1 when one is not finite or, unless `type`
+ * is F32 or BF16, exceeds the largest half; then `out` is of no use. */
+int phi3c_encode(uint8_t *out, int type, const uint8_t *in, int in_type, int64_t n, phi3c_pool *pool);
 
 /* -- activations ------------------------------------------------------------------------------------------ */
 

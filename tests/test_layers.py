@@ -15,11 +15,22 @@ CSRC = ROOT / "csrc"
 # A module imports only from layers before its own; `cli` is a package whose modules may import one another.
 LAYERS = (
     ("errors", "atomic", "cgroup", "_kernels"),
-    ("gguf", "sandbox", "reasoning", "tools", "stopping", "lookup", "threads", "memory", "cpu"),
+    (
+        "gguf",
+        "safetensors",
+        "sandbox",
+        "reasoning",
+        "tools",
+        "stopping",
+        "lookup",
+        "threads",
+        "memory",
+        "cpu",
+    ),  # fmt: skip
     ("config", "packed", "logits_file", "hub", "cache", "sampling", "vocabulary"),
-    ("completion", "weights", "tokenizer"),
-    ("phi3", "chat", "answer"),
-    ("engine", "profile"),
+    ("completion", "weights", "tokenizer", "checkpoint_tokenizer"),
+    ("phi3", "chat", "answer", "checkpoint"),
+    ("engine", "profile", "quantizer"),
     ("perplexity",),
     ("divergence",),
     ("model", "bench"),
@@ -31,7 +42,7 @@ RANK = {module: rank for rank, layer in enumerate(LAYERS) for module in layer}
 # Who may import the extension: what computes, what reports on it, what makes the pool, and what measures.
 KERNEL_USERS = {
     "cache", "sampling", "weights", "phi3", "engine", "perplexity", "divergence", "cpu", "model", "bench",
-    "profile",
+    "profile", "quantizer",
 }  # fmt: skip
 
 

@@ -316,24 +316,6 @@ static void silu_mul_row(float *out, const float *gate, const float *up, int64_t
     for (int64_t i = 0; i < n; i++) out[i] = gate[i] / (1.0f + phi3c_expf(-gate[i])) * up[i];
 }
 
-static f16 f32_to_f16(float x) {
-    uint32_t bits;
-    memcpy(&bits, &x, 4);
-    uint32_t sign = bits >> 16 & 0x8000;
-    bits &= 0x7fffffffu;
-    if (bits > 0x7f800000u) return (f16)(sign | 0x7e00 | (bits >> 13 & 0x3ff)); /* NaN, kept quiet */
-    if (bits >= 0x47800000u) return (f16)(sign | 0x7c00);                       /* 65536 and more: inf */
-    if (bits < 0x38800000u) {                                                   /* below 2^-14: subnormal */
-        float magnitude;
-        memcpy(&magnitude, &bits, 4);
-        float shifted = magnitude + 0.5f; /* the last bit of 0.5f's mantissa is worth 2^-24 */
-        memcpy(&bits, &shifted, 4);
-        return (f16)(sign | (bits - 0x3f000000u));
-    }
-    bits += 0xfff + (bits >> 13 & 1); /* round to nearest, ties to even */
-    return (f16)(sign | ((bits - 0x38000000u) >> 13));
-}
-
 static void to_f16(f16 *out, const float *x, int64_t n) {
     for (int64_t i = 0; i < n; i++) out[i] = f32_to_f16(x[i]);
 }

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from .divergence import Divergence
     from .errors import (
         ChatTemplateError,
+        CheckpointError,
         ContextLengthError,
         CorruptGGUFError,
         DownloadError,
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     )
     from .model import Model, ModelInfo, Stream
     from .perplexity import Estimate, Perplexity, Score
+    from .quantizer import quantize
     from .sampling import SamplingParams, TokenLogprob
     from .tools import ToolCall
     from .weights import pack
@@ -54,25 +56,26 @@ _HOMES = {
     "divergence": ("Divergence",),
     "cpu": ("CPUInfo", "cpu_info"),
     "errors": (
-        "ChatTemplateError", "ContextLengthError", "CorruptGGUFError", "DownloadError", "GGUFVersionError",
-        "InvalidParameterError", "LogitsFileError", "MissingDependencyError", "ModelClosedError",
-        "ModelLoadError", "ModelNotFoundError", "ModelWriteError", "NotGGUFError", "NumericalError",
-        "OutOfMemoryError", "Phi3cError", "TokenizerError", "ToolsUnsupportedError", "TruncatedFileError",
-        "UnsupportedModelError", "UnsupportedQuantError",
+        "ChatTemplateError", "CheckpointError", "ContextLengthError", "CorruptGGUFError", "DownloadError",
+        "GGUFVersionError", "InvalidParameterError", "LogitsFileError", "MissingDependencyError",
+        "ModelClosedError", "ModelLoadError", "ModelNotFoundError", "ModelWriteError", "NotGGUFError",
+        "NumericalError", "OutOfMemoryError", "Phi3cError", "TokenizerError", "ToolsUnsupportedError",
+        "TruncatedFileError", "UnsupportedModelError", "UnsupportedQuantError",
     ),
     "tools": ("ToolCall",),
     "weights": ("pack",),
+    "quantizer": ("quantize",),
 }  # fmt: skip
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
 
 __all__ = [
-    "CPUInfo", "ChatTemplateError", "Chunk", "Completion", "ContextLengthError", "CorruptGGUFError",
-    "Divergence", "DownloadError", "Estimate", "GGUFVersionError", "InvalidParameterError",
-    "LogitsFileError", "MissingDependencyError", "Model", "ModelClosedError", "ModelInfo", "ModelLoadError",
-    "ModelNotFoundError", "ModelWriteError", "NotGGUFError", "NumericalError", "OutOfMemoryError",
-    "Perplexity", "Phi3cError", "SamplingParams", "Score", "Stream", "Timings", "TokenLogprob",
-    "TokenizerError", "ToolCall", "ToolsUnsupportedError", "TruncatedFileError", "UnsupportedModelError",
-    "UnsupportedQuantError", "Usage", "__version__", "cpu_info", "pack",
+    "CPUInfo", "ChatTemplateError", "CheckpointError", "Chunk", "Completion", "ContextLengthError",
+    "CorruptGGUFError", "Divergence", "DownloadError", "Estimate", "GGUFVersionError",
+    "InvalidParameterError", "LogitsFileError", "MissingDependencyError", "Model", "ModelClosedError",
+    "ModelInfo", "ModelLoadError", "ModelNotFoundError", "ModelWriteError", "NotGGUFError", "NumericalError",
+    "OutOfMemoryError", "Perplexity", "Phi3cError", "SamplingParams", "Score", "Stream", "Timings",
+    "TokenLogprob", "TokenizerError", "ToolCall", "ToolsUnsupportedError", "TruncatedFileError",
+    "UnsupportedModelError", "UnsupportedQuantError", "Usage", "__version__", "cpu_info", "pack", "quantize",
 ]  # fmt: skip
 
 

@@ -32,6 +32,8 @@ cdef extern from "phi3c.h" nogil:
                     const int64_t *order, phi3c_pool *pool)
     void phi3c_unpack_row(uint8_t *blocks, const uint8_t *panels, int type, int64_t row, int64_t columns)
     void phi3c_dequantize_row(float *out, const uint8_t *blocks, int type, int64_t columns)
+    int phi3c_has_encoder(int type)
+    int phi3c_encode(uint8_t *out, int type, const uint8_t *data, int data_type, int64_t n, phi3c_pool *pool)
 
     size_t phi3c_x8_bytes(int64_t columns)
     ctypedef struct phi3c_activation:

@@ -275,6 +275,24 @@ def pack(uint8_t[::1] panels not None, const uint8_t[::1] data not None, int typ
         c.phi3c_pack(&panels[0], &data[0], type, rows, columns, order_pointer, pool.pool)
 
 
+def encode(uint8_t[::1] blocks not None, int type, const uint8_t[::1] data not None, int data_type,
+           Py_ssize_t n, Pool pool not None) -> None:
+    """Write n weights, blocks of `data_type`, as blocks of `type`, which they fill.
+
+    Raises:
+        OverflowError: a weight is not finite or, unless `type` is F32 or BF16, beyond half precision.
+    """
+    cdef int status
+    check_blocks(data, data_type, 1, n, None)
+    check_blocks(blocks, type, 1, n, None)
+    if not c.phi3c_has_encoder(type):
+        raise ValueError(f"no quantiser for type {type}")
+    with nogil:
+        status = c.phi3c_encode(&blocks[0], type, &data[0], data_type, n, pool.pool)
+    if status != 0:
+        raise OverflowError("a weight is not finite, or beyond the range of half precision")
+
+
 def packed_bytes(int type, Py_ssize_t rows, Py_ssize_t columns) -> int:
     """Bytes a packed (rows, columns) matrix of `type` takes in an arena; 0 for a type without kernels."""
     if not c.phi3c_block_columns(type):

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from phi3c.errors import UnsupportedModelError, UnsupportedQuantError
-from phi3c.gguf import GGMLType, GGUFFile, TensorInfo
+from phi3c.gguf import GGMLType, TensorInfo, TensorSource
 
 ARCHITECTURES: Final = ("phi3", "llama")
 ROPE_FACTORS_SHORT: Final = "rope_factors_short.weight"
@@ -104,7 +104,7 @@ class Config:
     file_type: int | None
 
     @classmethod
-    def from_gguf(cls, file: GGUFFile) -> Config:
+    def from_gguf(cls, file: TensorSource) -> Config:
         """Read the hyper-parameters of `file` and check all of its tensors' names and shapes.
 
         Raises:
@@ -156,7 +156,7 @@ class Config:
 class _Hyperparameters:
     """The metadata of a file under its architecture's prefix; says what is wrong with it."""
 
-    def __init__(self, file: GGUFFile) -> None:
+    def __init__(self, file: TensorSource) -> None:
         self.file = file
         architecture = file.metadata.get("general.architecture")
         if not isinstance(architecture, str) or architecture not in ARCHITECTURES:

@@ -62,6 +62,10 @@ class CorruptGGUFError(ModelLoadError, ValueError):
         self.offset = offset
 
 
+class CheckpointError(ModelLoadError, ValueError):
+    """A checkpoint in safetensors, or a file beside it, is damaged or contradicts the others."""
+
+
 class UnsupportedModelError(ModelLoadError, NotImplementedError):
     """A valid file whose architecture, or a feature of it, phi3c does not run."""
 

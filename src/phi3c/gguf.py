@@ -18,12 +18,12 @@ from enum import IntEnum
 from itertools import pairwise
 from pathlib import Path
 from types import TracebackType
-from typing import Self, TypeAlias
+from typing import Protocol, Self, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
-from phi3c.atomic import replacing
+from phi3c.atomic import replacing, require_space
 from phi3c.errors import (
     CorruptGGUFError,
     GGUFVersionError,
@@ -205,6 +205,17 @@ class TensorInfo:
     def rows(self) -> int:
         """Number of rows, all dimensions but the first taken together."""
         return math.prod(self.shape[1:])
+
+
+class TensorSource(Protocol):
+    """What a model can be described from: a GGUF file, or something that could become one."""
+
+    path: Path
+    metadata: dict[str, Value]
+    tensors: dict[str, TensorInfo]
+
+    def data(self, name: str) -> npt.NDArray[np.uint8]:
+        """The bytes of tensor `name`."""
 
 
 def n_bytes(shape: Sequence[int], type: GGMLType) -> int:
@@ -572,7 +583,7 @@ def write_gguf(
 
     Raises:
         InvalidParameterError: a value, shape or data length that the format cannot hold.
-        OSError: the operating system refused to write.
+        OSError: the operating system refused to write, or there is no room for the file.
     """
     path = Path(path)
     if not _is_alignment(alignment) or version not in _VERSIONS:
@@ -599,6 +610,7 @@ def write_gguf(
         size = n_bytes(shape, type)
         offset += size + -size % alignment
 
+    require_space(path.parent, len(header) + offset)
     with replacing(path) as file:
         file.write(header)
         file.write(bytes(-len(header) % alignment))

@@ -11,7 +11,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import _kernels
-from .atomic import require_space
 from .config import Config
 from .errors import (
     InvalidParameterError,
@@ -182,8 +181,6 @@ def pack(
                 "folder and the file to be packed are not"
             )
         try:
-            growth = sum(panel_bytes(tensor) - tensor.n_bytes for tensor in tensors)
-            require_space(dst.parent, file.path.stat().st_size + growth)
             _write(dst, file, config, tensors, _kernels.Pool(default_threads(n_threads).count), progress)
         except OSError as error:
             raise ModelWriteError(f"{dst} cannot be written: {error.strerror or error}") from error

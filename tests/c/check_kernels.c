@@ -295,6 +295,39 @@ static void check_quantize(void) {
             }
 }
 
+/* Rows as blocks: refused where the type cannot hold them, else never further off than half the largest magnitude, or
+ * lost where a scale would be below the least half; and the same on more threads. */
+static void check_encode(int t, int64_t columns, phi3c_pool *one, phi3c_pool *three) {
+    enum { ROWS = 70 }; /* more than a thread takes at once */
+    int type = types[t].type;
+    int64_t n = ROWS * columns;
+    size_t n_bytes = row_bytes(type, n);
+    float *x = exactly((size_t)n * 4), *got = exactly((size_t)n * 4);
+    uint8_t *blocks = exactly(n_bytes), *again = exactly(n_bytes);
+    for (int kind = 0; kind < ROW_KINDS; kind++) {
+        random_activation(x, n, kind);
+        float limit = type == PHI3C_F32 || type == PHI3C_BF16 ? FLT_MAX : 65504.0f, largest = 0.0f, furthest = 0.0f;
+        int fits = 1;
+        for (int64_t i = 0; i < n; i++) {
+            fits &= fabsf(x[i]) <= limit;
+            largest = fmaxf(largest, fabsf(x[i]));
+        }
+        int status = phi3c_encode(blocks, type, (uint8_t *)x, PHI3C_F32, n, one);
+        check(status == (fits ? 0 : -1), "columns %d kind %d: status %d", (int)columns, kind, status);
+        check(phi3c_encode(again, type, (uint8_t *)x, PHI3C_F32, n, three) == status, "status on three threads");
+        if (!fits) continue;
+        check(memcmp(blocks, again, n_bytes) == 0, "columns %d kind %d: threads", (int)columns, kind);
+        phi3c_dequantize_row(got, blocks, type, n);
+        for (int64_t i = 0; i < n; i++) furthest = fmaxf(furthest, fabsf(got[i] - x[i]));
+        check(furthest <= 0.5f * largest + 0x1p-25f, "columns %d kind %d: %g off %g", (int)columns, kind, furthest,
+              largest);
+    }
+    free(x);
+    free(got);
+    free(blocks);
+    free(again);
+}
+
 /* -- tiles ------------------------------------------------------------------------------------------------ */
 
 enum { TOKENS = 13 };
@@ -808,8 +841,16 @@ int main(void) {
     for (int t = 0; t < N_TYPES; t++)
         for (int64_t columns = 32; columns <= 768; columns += 32)
             if (runs_on(types[t].type, columns)) check_pack(t, columns, pool);
-    phi3c_pool_free(pool);
     report("pack", "there and back");
+    phi3c_pool *one = new_pool(1), *three = new_pool(3);
+    for (int t = 0; t < N_TYPES; t++)
+        for (int64_t columns = 32; columns <= 288; columns += 32)
+            if (phi3c_has_encoder(types[t].type) && runs_on(types[t].type, columns))
+                check_encode(t, columns, one, three);
+    phi3c_pool_free(three);
+    phi3c_pool_free(one);
+    phi3c_pool_free(pool);
+    report("encode", "near, and threads");
     check_pool(2, 10000);
     check_pool(8, 10000);
     report("pool", "every item once");

@@ -14,7 +14,7 @@ import sys
 from collections.abc import Sequence
 from typing import Final
 
-from phi3c.cli import bench, doctor, inspect, models, pack, perplexity, run, template, tokenize
+from phi3c.cli import bench, doctor, inspect, models, pack, perplexity, quantize, run, template, tokenize
 from phi3c.errors import ContextLengthError, InvalidParameterError, ModelLoadError, Phi3cError
 
 EXIT_RUNTIME: Final = 1
@@ -92,7 +92,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     modules = {
         "run": run, "tokenize": tokenize, "template": template, "bench": bench, "perplexity": perplexity,
-        "inspect": inspect, "pack": pack, "models": models, "doctor": doctor,
+        "inspect": inspect, "pack": pack, "quantize": quantize, "models": models, "doctor": doctor,
     }  # fmt: skip
     for name, module in modules.items():
         text = (module.__doc__ or "").partition(": ")[2].strip()

@@ -13,10 +13,11 @@ INTERVAL = 0.1  # seconds between two drawings of it
 LABELS = {
     "download": "downloading",
     "pack": "packing weights",
+    "quantize": "quantising weights",
     "prompt": "reading prompt",
     "again": "reading it all again",
 }
-BYTES = ("download", "pack")  # stages that count bytes; the others count tokens
+BYTES = ("download", "pack", "quantize")  # stages that count bytes; the others count tokens
 AMID = ("again",)  # stages within an answer: the cursor is where its text goes on
 
 # VT100's: scroll, if need be, to have a line below, and remember the cursor; back to it; one line down.
