@@ -15,19 +15,8 @@ CSRC = ROOT / "csrc"
 # A module imports only from layers before its own; `cli` is a package whose modules may import one another.
 LAYERS = (
     ("errors", "atomic", "cgroup", "_kernels"),
-    (
-        "gguf",
-        "safetensors",
-        "sandbox",
-        "reasoning",
-        "tools",
-        "stopping",
-        "lookup",
-        "threads",
-        "memory",
-        "cpu",
-    ),  # fmt: skip
-    ("config", "packed", "logits_file", "hub", "cache", "sampling", "vocabulary"),
+    ("gguf", "safetensors", "sandbox", "reasoning", "tools", "stopping", "lookup", "threads"),
+    ("memory", "cpu", "config", "packed", "logits_file", "hub", "cache", "sampling", "vocabulary"),
     ("completion", "weights", "tokenizer", "checkpoint_tokenizer"),
     ("phi3", "chat", "answer", "checkpoint"),
     ("engine", "profile", "quantizer"),
