@@ -123,11 +123,13 @@ typedef struct {
     __m256 d[8][2], m[8][2]; /* legacy types: by groups of 32; K types: [0], d and dmin */
 } super_block;
 
-/* sum[half][t] = scale[half] * (columns 4 from to 4 to - 1 of group base + j, times token t). */
+/* sum[half][t] = scale[half] * (columns 4 from to 4 to - 1 of group base + j, times token t). vpmaddubsw takes one
+ * factor without sign: signed weights give theirs to the activations. For one token, whose activations serve both
+ * halves, the other way about is one vpabsb less, and 1.08 times as fast; but q8_0's -128 has no negative. */
 INLINE void scaled_dot(const int type, const int M, __m256i sum[2][TOKENS], const int from, const int to,
                        const __m256i scale[2], const super_block *w, const uint8_t *bytes, int base, const int j,
                        const uint8_t *x, size_t x_stride) {
-    const int terms = int16_terms(type);
+    const int terms = int16_terms(type), takes_sign = M == 1 && is_signed(type) && type != PHI3C_Q8_0;
     __m256i chain[2][TOKENS];
     UNROLL for (int g = from; g < to; g++) {
         const int term = (g - from) % terms;
@@ -139,9 +141,12 @@ INLINE void scaled_dot(const int type, const int M, __m256i sum[2][TOKENS], cons
         }
         UNROLL for (int t = 0; t < M; t++) {
             __m256i a = broadcast32(token(x, x_stride, t)->q + 32 * (base + j) + 4 * g);
+            __m256i a_magnitude = _mm256_abs_epi8(a);
             UNROLL for (int half = 0; half < 2; half++) {
                 __m256i product, *c = &chain[half][t];
-                if (is_signed(type))
+                if (takes_sign)
+                    product = _mm256_maddubs_epi16(a_magnitude, _mm256_sign_epi8(v[half], a));
+                else if (is_signed(type))
                     product = _mm256_maddubs_epi16(magnitude[half], _mm256_sign_epi8(a, v[half]));
                 else
                     product = _mm256_maddubs_epi16(v[half], a);
