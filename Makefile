@@ -2,8 +2,9 @@
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 MODEL := ../shared/models/smollm2-135m-phi3-q4_k_m.gguf
 TEXT := ../shared/golden/gpl-3-head.txt
+LONG_TEXT := /usr/share/common-licenses/GPL-3
 
-.PHONY: build test lint check-c check-avx512 bench accuracy vocabularies clean
+.PHONY: build test lint check-c check-avx512 bench accuracy vocabularies goldens clean
 
 build: .venv  # compile the extension in place
 	pip install --quiet --group test --group lint --editable .
@@ -27,6 +28,10 @@ check-c:  # csrc without Python: warnings are errors, sanitizers on
 
 check-avx512:  # the AVX-512 kernels where there is AVX2 only: their intrinsics emulated in C
 	python3 tests/c/check.py --emulate-avx512
+
+goldens: .venv  # tests/golden anew, from transformers; LONG_TEXT has 3500 tokens or more
+	pip install --quiet --group golden
+	python tests/make_goldens.py --model $(MODEL) --text $(LONG_TEXT)
 
 bench:  # speed of the demo model, beside what the machine allows
 	phi3c bench demo
