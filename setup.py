@@ -17,6 +17,8 @@ ISA_FLAGS = {  # file-name suffix -> (gcc/clang flags, MSVC flags)
         ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx512vnni", "-mfma", "-mf16c", "-mbmi2"],
         ["/arch:AVX512"],
     ),
+    "neon": (["-march=armv8-a"], []),
+    "dotprod": (["-march=armv8.2-a+dotprod"], []),
 }
 # One order of summation: no contraction into FMAs that the source does not name, no reassociation.
 BASE_FLAGS = (

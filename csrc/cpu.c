@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: MIT */
-/* CPUID and XGETBV, as the vendors' manuals define them. */
+/* x86: CPUID and XGETBV, as the vendors' manuals define them. ARM: what the operating system says, since a program may
+ * not ask the processor. */
 #include "cpu.h"
 
 #include <stdint.h>
@@ -68,6 +69,33 @@ unsigned phi3c_cpu_flags(void) {
     if ((flags & CPU_AVX2) && (have & avx512) == avx512) flags |= CPU_AVX512;
 #endif
     return flags;
+}
+
+#elif defined(__aarch64__) || defined(_M_ARM64)
+
+#if defined(__linux__)
+#include <sys/auxv.h>
+static int has_dotprod(void) { return getauxval(AT_HWCAP) >> 20 & 1; } /* HWCAP_ASIMDDP, which old headers lack */
+#elif defined(__APPLE__)
+#include <sys/sysctl.h>
+static int has_dotprod(void) {
+    int value = 0;
+    size_t size = sizeof value;
+    return sysctlbyname("hw.optional.arm.FEAT_DotProd", &value, &size, NULL, 0) == 0 && value;
+}
+#elif defined(_WIN32)
+#include <windows.h>
+static int has_dotprod(void) { return IsProcessorFeaturePresent(43); } /* PF_ARM_V82_DP_INSTRUCTIONS_AVAILABLE */
+#else
+static int has_dotprod(void) { return 0; }
+#endif
+
+unsigned phi3c_cpu_flags(void) {
+    features[0] = 0;
+    found("neon");
+    if (!has_dotprod()) return 0;
+    found("dotprod");
+    return CPU_DOTPROD;
 }
 
 #else

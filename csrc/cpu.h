@@ -6,6 +6,7 @@
 enum {
     CPU_AVX2 = 1 << 0,   /* AVX2, FMA, F16C, BMI2, and ymm state saved by the system */
     CPU_AVX512 = 1 << 1, /* F, BW, DQ, VL and VNNI besides, and zmm state saved */
+    CPU_DOTPROD = 1 << 2,
 };
 
 unsigned phi3c_cpu_flags(void);
