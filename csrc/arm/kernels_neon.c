@@ -35,8 +35,7 @@ INLINE void dot(const int type, const int M, int32x4_t sum[QUADS][TOKENS], const
                               : vmull_s8(vget_low_s8(v), vget_low_s8(a[t]));
                     *h = term ? vmlal_high_s8(*h, v, a[t]) : vmull_high_s8(v, a[t]);
                     if (term == terms - 1 || g == to - 1)
-                        sum[pair + i][t] =
-                            vaddq_s32(sum[pair + i][t], vpaddq_s32(vpaddlq_s16(*l), vpaddlq_s16(*h)));
+                        sum[pair + i][t] = vaddq_s32(sum[pair + i][t], vpaddq_s32(vpaddlq_s16(*l), vpaddlq_s16(*h)));
                 }
             }
         }
@@ -62,8 +61,7 @@ INLINE void float_tokens(const int type, const int M, float *out, const uint8_t 
         float32x4_t sum[FLOAT_TOKENS][2][4];
         UNROLL for (int t = 0; t < M; t++) UNROLL for (int q = 0; q < 2; q++) UNROLL for (int i = 0; i < 4; i++)
             sum[t][q][i] = vdupq_n_f32(0.0f);
-        for (int64_t c = 0; c < columns; c += 4)
-            UNROLL for (int i = 0; i < 4; i++) UNROLL for (int q = 0; q < 2; q++) {
+        for (int64_t c = 0; c < columns; c += 4) UNROLL for (int i = 0; i < 4; i++) UNROLL for (int q = 0; q < 2; q++) {
                 float32x4_t w = column4(type, panel, c + i, pair + q);
                 UNROLL for (int t = 0; t < M; t++) {
                     const float *row = (const float *)(x + (size_t)t * x_stride);
@@ -71,8 +69,8 @@ INLINE void float_tokens(const int type, const int M, float *out, const uint8_t 
                 }
             }
         UNROLL for (int t = 0; t < M; t++) UNROLL for (int q = 0; q < 2; q++)
-            vst1q_f32(out + t * 16 + (pair + q) * 4, vaddq_f32(vaddq_f32(sum[t][q][0], sum[t][q][1]),
-                                                               vaddq_f32(sum[t][q][2], sum[t][q][3])));
+            vst1q_f32(out + t * 16 + (pair + q) * 4,
+                      vaddq_f32(vaddq_f32(sum[t][q][0], sum[t][q][1]), vaddq_f32(sum[t][q][2], sum[t][q][3])));
     }
 }
 

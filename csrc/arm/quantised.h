@@ -43,8 +43,8 @@ INLINE int groups_together(const int type) { return type <= PHI3C_Q8_0 ? 1 : is_
 
 /* A super-block of a panel with its scales made ready, by groups of columns and quads of rows. */
 typedef struct {
-    const uint8_t *panel; /* the packed super-block */
-    int n32;              /* its groups of 32 columns */
+    const uint8_t *panel;       /* the packed super-block */
+    int n32;                    /* its groups of 32 columns */
     int32x4_t scale[16][QUADS]; /* K types: by groups of 32 or 16 columns */
     int16x4_t min[16][QUADS];
     float32x4_t d[8][QUADS], m[8][QUADS]; /* legacy types: by groups of 32; K types: [0], d and dmin */
@@ -153,8 +153,7 @@ INLINE void k_super(const int type, const int M, float32x4_t part[QUADS][TOKENS]
         const int16_t *sums = parts == 1 ? block->sum32 : block->sum16;
         UNROLL for (int i = 0; i < 8 * parts; i++) UNROLL for (int q = 0; q < QUADS; q++) minsum[q] =
             vmlal_n_s16(minsum[q], w->min[i][q], sums[i]);
-        UNROLL for (int q = 0; q < QUADS; q++) part[q][t] =
-            vfmsq_f32(part[q][t], w->m[0][q], vcvtq_f32_s32(minsum[q]));
+        UNROLL for (int q = 0; q < QUADS; q++) part[q][t] = vfmsq_f32(part[q][t], w->m[0][q], vcvtq_f32_s32(minsum[q]));
     }
 }
 
@@ -169,17 +168,6 @@ INLINE void multiply_blocks(const int type, const int M, float *out, const super
     UNROLL for (int t = 0; t < M; t++) UNROLL for (int q = 0; q < QUADS; q++) {
         float *sum = out + t * 16 + q * 4;
         vst1q_f32(sum, vfmaq_n_f32(vld1q_f32(sum), part[q][t], token(x, x_stride, t)->d));
-    }
-}
-
-/* The blocks of M tokens, then their second blocks, token by token: one group in eleven has outliers. */
-INLINE void multiply_tokens(const int type, const int M, float *out, const super_block *w, const uint8_t *bytes,
-                            const uint8_t *x, size_t x_stride, size_t second_blocks) {
-    multiply_blocks(type, M, out, w, bytes, x, x_stride, 0xff);
-    for (int t = 0; t < M; t++) {
-        const uint8_t *block = x + (size_t)t * x_stride;
-        uint32_t groups = token(block, 0, 0)->outliers;
-        if (groups) multiply_blocks(type, 1, out + t * 16, w, bytes, block + second_blocks, 0, groups);
     }
 }
 
@@ -242,9 +230,9 @@ INLINE void unpack_scales(const int type, super_block *w) {
 
 INLINE void unpack_weights(const int type, uint8_t *bytes, const super_block *w) {
     for (int base = 0; base < w->n32; base += groups_together(type))
-        UNROLL for (int j = 0; j < groups_together(type); j++) UNROLL for (int g = 0; g < 8; g++)
-            UNROLL for (int q = 0; q < QUADS; q++)
-                vst1q_u8(bytes + ((base + j) * 8 + g) * 64 + q * 16, vreinterpretq_u8_s8(unpack(type, w, q, base, j, g)));
+        UNROLL for (int j = 0; j < groups_together(type); j++) UNROLL for (int g = 0; g < 8;
+                                                                           g++) UNROLL for (int q = 0; q < QUADS; q++)
+            vst1q_u8(bytes + ((base + j) * 8 + g) * 64 + q * 16, vreinterpretq_u8_s8(unpack(type, w, q, base, j, g)));
 }
 
 INLINE void quantised_tile(const int type, float *out, const uint8_t *panel, const uint8_t *x, size_t x_stride, int n,
@@ -261,13 +249,16 @@ INLINE void quantised_tile(const int type, float *out, const uint8_t *panel, con
         if (n >= TOKENS) {
             unpack_weights(type, bytes, &w);
             for (; n - t >= TOKENS; t += TOKENS)
-                multiply_tokens(type, TOKENS, out + t * 16, &w, bytes, x + (size_t)t * x_stride, x_stride,
-                                second_blocks);
+                multiply_blocks(type, TOKENS, out + t * 16, &w, bytes, x + (size_t)t * x_stride, x_stride, 0xff);
         }
         for (; n - t >= 2; t += 2)
-            multiply_tokens(type, 2, out + t * 16, &w, NULL, x + (size_t)t * x_stride, x_stride, second_blocks);
-        if (n - t == 1)
-            multiply_tokens(type, 1, out + t * 16, &w, NULL, x + (size_t)t * x_stride, x_stride, second_blocks);
+            multiply_blocks(type, 2, out + t * 16, &w, NULL, x + (size_t)t * x_stride, x_stride, 0xff);
+        if (n - t == 1) multiply_blocks(type, 1, out + t * 16, &w, NULL, x + (size_t)t * x_stride, x_stride, 0xff);
+        for (t = 0; t < n; t++) { /* one group in eleven has a part in a second block */
+            const uint8_t *block = x + (size_t)t * x_stride;
+            uint32_t groups = token(block, 0, 0)->outliers;
+            if (groups) multiply_blocks(type, 1, out + t * 16, &w, NULL, block + second_blocks, 0, groups);
+        }
         panel += bytes32 * (size_t)w.n32;
         x += sizeof(block_x8);
     }
