@@ -13,6 +13,7 @@ from setuptools.command.build_ext import build_ext
 
 ISA_FLAGS = {  # file-name suffix -> (gcc/clang flags, MSVC flags)
     "avx2": (["-mavx2", "-mfma", "-mf16c", "-mbmi2"], ["/arch:AVX2"]),
+    "avxvnni": (["-mavx2", "-mavxvnni", "-mfma", "-mf16c", "-mbmi2"], ["/arch:AVX2"]),
     "avx512": (
         ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx512vnni", "-mfma", "-mf16c", "-mbmi2"],
         ["/arch:AVX512"],

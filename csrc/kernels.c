@@ -14,6 +14,7 @@ static const struct {
     {&phi3c_kernels_scalar, 0},
 #if defined(__x86_64__) || defined(_M_X64)
     {&phi3c_kernels_avx2, CPU_AVX2},
+    {&phi3c_kernels_avxvnni, CPU_AVXVNNI},
     {&phi3c_kernels_avx512, CPU_AVX512},
 #elif defined(__aarch64__) || defined(_M_ARM64)
     {&phi3c_kernels_neon, 0},

@@ -39,8 +39,8 @@ typedef struct {
 } phi3c_kernels;
 
 extern phi3c_kernels phi3c_kernel; /* those in use */
-extern const phi3c_kernels phi3c_kernels_scalar, phi3c_kernels_avx2, phi3c_kernels_avx512, phi3c_kernels_neon,
-    phi3c_kernels_dotprod;
+extern const phi3c_kernels phi3c_kernels_scalar, phi3c_kernels_avx2, phi3c_kernels_avxvnni, phi3c_kernels_avx512,
+    phi3c_kernels_neon, phi3c_kernels_dotprod;
 
 /* Which groups of a quantised block need a part in the second: those that exceed OUTLIER times the mean of n
  * magnitudes, which add up to `sum`, and those fainter than the largest by a factor of more than FAINT. */

@@ -55,6 +55,8 @@ const phi3c_kernels phi3c_kernels_dotprod = {
              [PHI3C_Q3_K] = tile_q3_K,
              [PHI3C_Q4_K] = tile_q4_K,
              [PHI3C_Q5_K] = tile_q5_K,
-             [PHI3C_Q6_K] = tile_q6_K},
+             [PHI3C_Q6_K] = tile_q6_K,
+             [PHI3C_IQ4_NL] = tile_iq4_nl,
+             [PHI3C_IQ4_XS] = tile_iq4_xs},
     .peak = peak,
 };

@@ -11,8 +11,10 @@
 /* -- quantised weights ------------------------------------------------------------------------------------- */
 
 /* How many products an int16 holds: 8 of 31 * 127 for 5 bits and 4 of 63 * 127 for q6_K, which has no more in a group
- * of 16 columns, but 2 of -128 * 127 for q8_0. */
-INLINE int int16_terms(const int type) { return type == PHI3C_Q8_0 ? 2 : 8; }
+ * of 16 columns, but 2 of -128 * 127 for q8_0 and of -127 * 127 for iq4. */
+INLINE int int16_terms(const int type) {
+    return type == PHI3C_Q8_0 || type == PHI3C_IQ4_NL || type == PHI3C_IQ4_XS ? 2 : 8;
+}
 
 INLINE void dot(const int type, const int M, int32x4_t sum[QUADS][TOKENS], const int from, const int to,
                 const super_block *w, const uint8_t *bytes, int base, const int j, const uint8_t *x, size_t x_stride) {
@@ -452,7 +454,9 @@ const phi3c_kernels phi3c_kernels_neon = {
              [PHI3C_Q3_K] = tile_q3_K,
              [PHI3C_Q4_K] = tile_q4_K,
              [PHI3C_Q5_K] = tile_q5_K,
-             [PHI3C_Q6_K] = tile_q6_K},
+             [PHI3C_Q6_K] = tile_q6_K,
+             [PHI3C_IQ4_NL] = tile_iq4_nl,
+             [PHI3C_IQ4_XS] = tile_iq4_xs},
     .attend_tile = {[PHI3C_F16] = attend_f16, [PHI3C_Q8_0] = attend_q8_0},
     .quantize_row = quantize_row,
     .rms_norm_row = rms_norm_row,

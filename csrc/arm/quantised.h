@@ -33,13 +33,18 @@ INLINE const block_x8 *token(const uint8_t *x, size_t x_stride, int t) {
     return (const block_x8 *)(x + (size_t)t * x_stride);
 }
 
-INLINE int is_k32(const int type) { return type == PHI3C_Q4_K || type == PHI3C_Q5_K; }
+/* Of the K types; of the others they have 16 columns. */
+INLINE int has_groups_of_32(const int type) { return type == PHI3C_Q4_K || type == PHI3C_Q5_K || type == PHI3C_IQ4_XS; }
+
 INLINE int has_min(const int type) {
-    return type == PHI3C_Q4_1 || type == PHI3C_Q5_1 || type == PHI3C_Q2_K || is_k32(type);
+    return type == PHI3C_Q4_1 || type == PHI3C_Q5_1 || type == PHI3C_Q2_K || type == PHI3C_Q4_K || type == PHI3C_Q5_K;
 }
 
 /* Groups of 32 columns whose weights lie in the same bytes. */
-INLINE int groups_together(const int type) { return type <= PHI3C_Q8_0 ? 1 : is_k32(type) ? 2 : 4; }
+INLINE int groups_together(const int type) {
+    if (has_blocks_of_32(type) || type == PHI3C_IQ4_XS) return 1;
+    return has_groups_of_32(type) ? 2 : 4;
+}
 
 /* A super-block of a panel with its scales made ready, by groups of columns and quads of rows. */
 typedef struct {
@@ -50,8 +55,8 @@ typedef struct {
     float32x4_t d[8][QUADS], m[8][QUADS]; /* legacy types: by groups of 32; K types: [0], d and dmin */
 } super_block;
 
-/* Columns 4 g to 4 g + 3 of group `base + j`, where base is a multiple of groups_together() and j below it. All are
- * below 64, but q8_0 has all of int8. */
+/* Columns 4 g to 4 g + 3 of group `base + j`, where base is a multiple of groups_together() and j below it. From 0 to
+ * 63, but all of int8 for q8_0 and iq4. */
 INLINE int8x16_t unpack(const int type, const super_block *w, int quad, int base, const int j, const int g) {
     const uint8_t *p = w->panel + 16 * quad; /* in every array of [16 rows][4] bytes */
     uint8x16_t v, h;
@@ -60,12 +65,15 @@ INLINE int8x16_t unpack(const int type, const super_block *w, int quad, int base
     } else if (type == PHI3C_Q4_0 || type == PHI3C_Q4_1) {
         v = vld1q_u8(p + w->n32 * (type == PHI3C_Q4_0 ? 32 : 64) + base * 256 + g % 4 * 64);
         v = g < 4 ? low_nibbles(v) : v >> 4;
+    } else if (type == PHI3C_IQ4_NL || type == PHI3C_IQ4_XS) {
+        v = vld1q_u8(p + (type == PHI3C_IQ4_NL ? w->n32 * 32 : 32 + 32 + 64) + base * 256 + g % 4 * 64);
+        return vqtbl1q_s8(vld1q_s8(iq4_values), g < 4 ? low_nibbles(v) : v >> 4);
     } else if (type == PHI3C_Q5_0 || type == PHI3C_Q5_1) {
         const uint8_t *qh = p + w->n32 * (type == PHI3C_Q5_0 ? 32 : 64);
         v = vld1q_u8(qh + w->n32 * 64 + base * 256 + g % 4 * 64);
         h = bits(vld1q_u8(qh + base * 64), g, 1);
         v = above_nibble(g < 4 ? v : v >> 4, h);
-    } else if (is_k32(type)) {
+    } else if (has_groups_of_32(type)) {
         const uint8_t *qh = p + 64 + 192, *qs = type == PHI3C_Q5_K ? qh + 512 : qh;
         v = vld1q_u8(qs + base * 256 + g * 64);
         if (type == PHI3C_Q4_K)
@@ -120,11 +128,12 @@ INLINE void legacy_super(const int type, const int M, float32x4_t part[QUADS][TO
     }
 }
 
-/* K types: groups of 32 columns for q4_K and q5_K, of 16 for the others, with an integer scale (and min). */
+/* K types: groups of 32 or 16 columns with an integer scale (and min). */
 INLINE void k_super(const int type, const int M, float32x4_t part[QUADS][TOKENS], const super_block *w,
                     const uint8_t *bytes, const uint8_t *x, size_t x_stride, uint32_t groups) {
     const int bias = type == PHI3C_Q6_K ? 32 : type == PHI3C_Q3_K ? 4 : 0;
-    const int together = groups_together(type), parts = is_k32(type) ? 1 : 2; /* of 32 columns, with a scale each */
+    const int together = groups_together(type),
+              parts = has_groups_of_32(type) ? 1 : 2; /* of 32 columns, with a scale each */
     int32x4_t total[QUADS][TOKENS];
     UNROLL for (int t = 0; t < M; t++) UNROLL for (int q = 0; q < QUADS; q++) total[q][t] = vdupq_n_s32(0);
     for (int base = 0; base < 8; base += together) UNROLL for (int j = 0; j < together; j++) {
@@ -161,7 +170,7 @@ INLINE void k_super(const int type, const int M, float32x4_t part[QUADS][TOKENS]
 INLINE void multiply_blocks(const int type, const int M, float *out, const super_block *w, const uint8_t *bytes,
                             const uint8_t *x, size_t x_stride, uint32_t groups) {
     float32x4_t part[QUADS][TOKENS];
-    if (type <= PHI3C_Q8_0)
+    if (has_blocks_of_32(type))
         legacy_super(type, M, part, w, bytes, x, x_stride, groups);
     else
         k_super(type, M, part, w, bytes, x, x_stride, groups);
@@ -194,35 +203,47 @@ INLINE void widen_s8(int16x4_t out[QUADS], uint8x16_t v) {
     out[0] = vget_low_s16(low), out[1] = vget_high_s16(low), out[2] = vget_low_s16(high), out[3] = vget_high_s16(high);
 }
 
+/* Scales of 8 groups: 4 bits of each in scales_l, two groups a byte, and two in scales_h. */
+INLINE void unpack_iq4_xs_scales(uint8_t v[128], const uint8_t *panel) {
+    uint8x16x2_t high = vld2q_u8(panel + 32); /* of groups 0-3, and 4-7 */
+    for (int s = 0; s < 8; s++) {
+        uint8x16_t low = vld1q_u8(panel + 64 + s / 2 * 16);
+        vst1q_u8(v + 16 * s, above_nibble(s % 2 ? low >> 4 : low, bits(high.val[s / 4], s % 4 * 2, 3)));
+    }
+}
+
 INLINE void unpack_scales(const int type, super_block *w) {
     const uint8_t *p = w->panel;
-    const int n = type <= PHI3C_Q8_0 ? w->n32 : 1;
+    const int n = has_blocks_of_32(type) ? w->n32 : 1;
     for (int s = 0; s < n; s++) UNROLL for (int q = 0; q < QUADS; q++) {
             w->d[s][q] = load_halves(p + s * 32 + q * 8);
             if (has_min(type)) w->m[s][q] = load_halves(p + (n + s) * 32 + q * 8);
         }
-    if (type <= PHI3C_Q8_0) return;
+    if (has_blocks_of_32(type)) return;
 
     uint8_t v[256];
     const uint8_t *scales = p + (type == PHI3C_Q2_K ? 64 : 32);
-    if (type == PHI3C_Q3_K || is_k32(type)) {
+    if (type == PHI3C_Q3_K || type == PHI3C_Q4_K || type == PHI3C_Q5_K) {
         unpack_planes(v, p + (type == PHI3C_Q3_K ? 32 : 64));
         scales = v;
+    } else if (type == PHI3C_IQ4_XS) {
+        unpack_iq4_xs_scales(v, p);
+        scales = v;
     }
-    for (int i = 0; i < (is_k32(type) ? 8 : 16); i++) {
+    for (int i = 0; i < (has_groups_of_32(type) ? 8 : 16); i++) {
         uint8x16_t bytes = vld1q_u8(scales + 16 * i);
         int16x4_t scale[QUADS];
         if (type == PHI3C_Q6_K)
             widen_s8(scale, bytes);
-        else if (type == PHI3C_Q3_K)
+        else if (type == PHI3C_Q3_K || type == PHI3C_IQ4_XS)
             widen_s8(scale, vsubq_u8(bytes, vdupq_n_u8(32)));
         else
             widen_u8(scale, type == PHI3C_Q2_K ? low_nibbles(bytes) : bytes);
         UNROLL for (int q = 0; q < QUADS; q++) w->scale[i][q] = vmovl_s16(scale[q]);
         if (type == PHI3C_Q2_K) widen_u8(w->min[i], bytes >> 4); /* min << 4 | scale */
     }
-    for (int pair = 0; is_k32(type) && pair < 4; pair++) { /* mins of two groups side by side */
-        uint8x16x2_t mins = vld2q_u8(v + 128 + 32 * pair);
+    for (int pair = 0; (type == PHI3C_Q4_K || type == PHI3C_Q5_K) && pair < 4; pair++) {
+        uint8x16x2_t mins = vld2q_u8(v + 128 + 32 * pair); /* of two groups, side by side */
         widen_u8(w->min[2 * pair], mins.val[0]);
         widen_u8(w->min[2 * pair + 1], mins.val[1]);
     }
@@ -278,5 +299,7 @@ TILE(tile_q3_K, PHI3C_Q3_K)
 TILE(tile_q4_K, PHI3C_Q4_K)
 TILE(tile_q5_K, PHI3C_Q5_K)
 TILE(tile_q6_K, PHI3C_Q6_K)
+TILE(tile_iq4_nl, PHI3C_IQ4_NL)
+TILE(tile_iq4_xs, PHI3C_IQ4_XS)
 
 #endif

@@ -1,7 +1,7 @@
 """Compile csrc/ with every warning an error, then run check_kernels.c under sanitizers.
 
-With --emulate-avx512: compile once, kernels_avx512.c for AVX2 with its intrinsics emulated in C, then run
-check_kernels.c on that too, without sanitizers.
+With --emulate: compile once, kernels_avxvnni.c and kernels_avx512.c for AVX2 with their intrinsics emulated
+in C, then run check_kernels.c on those too, without sanitizers.
 
 With --qemu: compile for x86-64 and for aarch64 as setup.py does, and run check_kernels.c, one check in SHARE,
 on the processors of QEMU: no illegal instruction, the right rung of the ladder, equality with scalar, and one
@@ -32,8 +32,10 @@ CHECKER = TESTS / "check_kernels.c"
 STRICT = ["-Wall", "-Wextra", "-Werror"]
 SANITIZED = ["-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
 EMULATED = ["-O1"]
-# Inlining the emulation would treble the minute that it takes to compile.
-EMULATION = ["-fno-inline", "-include", TESTS / "emulate_avx512.h"]
+EMULATIONS = {  # flags beside avx2's; inlining AVX-512's would treble the minute that it takes to compile
+    "kernels_avx512": ["-fno-inline", "-include", TESTS / "emulate_avx512.h"],
+    "kernels_avxvnni": ["-include", TESTS / "emulate_avxvnni.h"],
+}
 ARCHITECTURE = {"x86_64": "x86", "aarch64": "arm", "arm64": "arm"}  # folder of csrc
 QEMU = {  # by machine: processors, and the best instruction set that each must find
     "x86_64": {"Nehalem": "scalar", "Haswell": "avx2", "max": "avx2"},
@@ -68,8 +70,8 @@ def compile_all(
 
     def compile_one(source: Path) -> Path:
         isa, _ = isa_flags.get(source.stem.rpartition("_")[2], ([], []))
-        if emulate and source.stem == "kernels_avx512":
-            isa = [*isa_flags["avx2"][0], *EMULATION]
+        if emulate and source.stem in EMULATIONS:
+            isa = [*isa_flags["avx2"][0], *EMULATIONS[source.stem]]
         target = folder / f"{source.stem}.o"
         command = [compiler_of(machine), *base, *isa, *STRICT, *extra, "-c", source, "-o", target]
         subprocess.run(command, check=True)
@@ -130,13 +132,13 @@ def check_in_qemu(folder: Path) -> int:
 def main() -> int:
     parser = argparse.ArgumentParser(description="Check csrc without Python.")
     how = parser.add_mutually_exclusive_group()
-    how.add_argument("--emulate-avx512", action="store_true", help="on a processor with AVX2 only")
+    how.add_argument("--emulate", action="store_true", help="on a processor with AVX2 only")
     how.add_argument("--qemu", action="store_true", help="on emulated processors of x86-64 and aarch64")
     args = parser.parse_args()
-    if args.emulate_avx512 and ARCHITECTURE.get(platform.machine()) != "x86":
-        parser.error("--emulate-avx512 needs an x86 processor with AVX2")
+    if args.emulate and ARCHITECTURE.get(platform.machine()) != "x86":
+        parser.error("--emulate needs an x86 processor with AVX2")
     with tempfile.TemporaryDirectory() as name:
-        return check_in_qemu(Path(name)) if args.qemu else check_here(Path(name), args.emulate_avx512)
+        return check_in_qemu(Path(name)) if args.qemu else check_here(Path(name), args.emulate)
 
 
 if __name__ == "__main__":
