@@ -35,9 +35,9 @@ BASE_FLAGS = (
     ],
     ["/O2", "/std:c11", "/experimental:c11atomics", "/fp:precise"],
 )
-ARCH = {"x86_64": "x86", "AMD64": "x86", "aarch64": "arm", "arm64": "arm", "ARM64": "arm"}.get(
-    platform.machine(), "none"
-)
+# The machine that is built for: this one, or what a cross compilation names.
+MACHINE = os.environ.get("_PYTHON_HOST_PLATFORM", platform.machine()).rpartition("-")[2].lower()
+ARCH = {"x86_64": "x86", "amd64": "x86", "aarch64": "arm", "arm64": "arm"}.get(MACHINE, "none")
 # The limited API and free-threaded interpreters exclude each other.
 STABLE_ABI = not sysconfig.get_config_var("Py_GIL_DISABLED")
 
