@@ -32,10 +32,8 @@ CHECKER = TESTS / "check_kernels.c"
 STRICT = ["-Wall", "-Wextra", "-Werror"]
 SANITIZED = ["-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
 EMULATED = ["-O1"]
-EMULATIONS = {  # flags beside avx2's; inlining AVX-512's would treble the minute that it takes to compile
-    "kernels_avx512": ["-fno-inline", "-include", TESTS / "emulate_avx512.h"],
-    "kernels_avxvnni": ["-include", TESTS / "emulate_avxvnni.h"],
-}
+EMULATED_ISAS = ("avxvnni", "avx512")
+EMULATION = ["-fno-inline", "-include"]  # inlining would treble the minute that it takes to compile
 ARCHITECTURE = {"x86_64": "x86", "aarch64": "arm", "arm64": "arm"}  # folder of csrc
 QEMU = {  # by machine: processors, and the best instruction set that each must find
     "x86_64": {"Nehalem": "scalar", "Haswell": "avx2", "max": "avx2"},
@@ -69,9 +67,10 @@ def compile_all(
     (base, _), isa_flags = literal("BASE_FLAGS"), literal("ISA_FLAGS")
 
     def compile_one(source: Path) -> Path:
-        isa, _ = isa_flags.get(source.stem.rpartition("_")[2], ([], []))
-        if emulate and source.stem in EMULATIONS:
-            isa = [*isa_flags["avx2"][0], *EMULATIONS[source.stem]]
+        name = source.stem.rpartition("_")[2]
+        isa, _ = isa_flags.get(name, ([], []))
+        if emulate and name in EMULATED_ISAS:
+            isa = [*isa_flags["avx2"][0], *EMULATION, TESTS / f"emulate_{name}.h"]
         target = folder / f"{source.stem}.o"
         command = [compiler_of(machine), *base, *isa, *STRICT, *extra, "-c", source, "-o", target]
         subprocess.run(command, check=True)
