@@ -200,7 +200,7 @@ INLINE float32x4_t exp_lanes(float32x4_t x) {
     p = vfmaq_f32(vdupq_n_f32(PHI3C_E2), p, r);
     p = vfmaq_f32(one, p, r);
     p = vfmaq_f32(one, p, r);
-    p = vreinterpretq_f32_s32(vaddq_s32(vreinterpretq_s32_f32(p), vshlq_n_s32(vreinterpretq_s32_f32(shifted), 23)));
+    p = vreinterpretq_f32_u32(vaddq_u32(vreinterpretq_u32_f32(p), vshlq_n_u32(vreinterpretq_u32_f32(shifted), 23)));
     p = vbslq_f32(vcltq_f32(x, vdupq_n_f32(PHI3C_EXP_MIN)), vdupq_n_f32(0.0f), p);
     p = vbslq_f32(vcgtq_f32(x, vdupq_n_f32(PHI3C_EXP_MAX)), vdupq_n_f32(INFINITY), p);
     return vbslq_f32(vceqq_f32(x, x), p, x);
