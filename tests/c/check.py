@@ -5,7 +5,7 @@ in C, then run check_kernels.c on those too, without sanitizers.
 
 With --qemu: compile for x86-64 and for aarch64 as setup.py does, and run check_kernels.c, one check in SHARE,
 on the processors of QEMU: no illegal instruction, the right rung of the ladder, equality with scalar, and one
-digest of results everywhere.
+digest of results everywhere; on the best processor of the machine that is not this one, under sanitizers.
 
 Needs a C compiler (`cc`, or what CC names) and nothing else: no package, no extension. --qemu needs qemu-user
 and a compiler for the other machine (Debian: qemu-user, gcc-aarch64-linux-gnu, libc6-dev-arm64-cross). The
@@ -99,17 +99,30 @@ def check_here(folder: Path, emulate: bool) -> int:
 
 
 def check_in_qemu(folder: Path) -> int:
-    programs: dict[str, Path] = {}
-    for machine in QEMU:
-        (folder / machine).mkdir()
-        objects = compile_all([*sources_of(machine), CHECKER], folder / machine, machine, [])
-        programs[machine] = link(objects, folder / machine / "check_kernels", machine, ["-static"])
+    def build(machine: str, name: str, extra: list[str], linked: list[str]) -> Path:
+        (folder / name).mkdir()
+        objects = compile_all([*sources_of(machine), CHECKER], folder / name, machine, extra)
+        return link(objects, folder / name / "check_kernels", machine, linked)
+
+    programs: dict[tuple[str, str], Path] = {}
+    for machine, processors in QEMU.items():
+        plain = build(machine, machine, [], ["-static"])
+        programs |= {(machine, processor): plain for processor in processors}
+        if machine != platform.machine():  # which has had sanitizers without QEMU
+            linked = [*SANITIZED, "-static-libasan", "-static-libubsan"]
+            programs[machine, "max"] = build(machine, f"{machine}-sanitized", SANITIZED, linked)
     print(f"compiled for {' and '.join(QEMU)} without a warning", flush=True)
 
     def run(machine: str, processor: str) -> tuple[bool, set[str]]:
         started = time.monotonic()
-        command = [f"qemu-{machine}", "-cpu", processor, programs[machine], SHARE]
-        result = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        emulator = [f"qemu-{machine}", "-L", f"/usr/{machine}-linux-gnu", "-cpu", processor]
+        result = subprocess.run(
+            [*emulator, programs[machine, processor], SHARE],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env={**os.environ, "ASAN_OPTIONS": "detect_leaks=0"},  # QEMU cannot stop threads to look for them
+        )
         digests = dict(re.findall(r"^(\w+) +digest (\w+)$", result.stdout, re.MULTILINE))
         best = list(digests)[-1] if digests else "nothing"
         ok = result.returncode == 0 and best == QEMU[machine][processor]
