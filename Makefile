@@ -4,7 +4,8 @@ MODEL := ../shared/models/smollm2-135m-phi3-q4_k_m.gguf
 TEXT := ../shared/golden/gpl-3-head.txt
 LONG_TEXT := /usr/share/common-licenses/GPL-3
 
-.PHONY: build test lint check-c check-avx512 bench accuracy vocabularies goldens clean
+.PHONY: build test lint check-c check-emulated check-qemu check-baseline check-arm64 bench accuracy vocabularies goldens \
+	clean
 
 build: .venv  # compile the extension in place
 	pip install --quiet --group test --group lint --editable .
@@ -26,8 +27,17 @@ lint:
 check-c:  # csrc without Python: warnings are errors, sanitizers on
 	python3 tests/c/check.py
 
-check-avx512:  # the AVX-512 kernels where there is AVX2 only: their intrinsics emulated in C
-	python3 tests/c/check.py --emulate-avx512
+check-emulated:  # the kernels for AVX-VNNI and AVX-512 where there is AVX2 only: their intrinsics emulated in C
+	python3 tests/c/check.py --emulate
+
+check-qemu:  # the checker on emulated x86-64 and ARM processors, old and new
+	python3 tests/c/check.py --qemu
+
+check-baseline:  # the built x86-64 extension: only files named by an instruction set go beyond the baseline
+	python3 tests/c/check_baseline.py src/phi3c/_kernels.*.so
+
+check-arm64:  # the package in an emulated ARM Debian, on the demo model: same text, same logits; needs root
+	tests/check_arm64.sh
 
 goldens: .venv  # tests/golden anew, from transformers; LONG_TEXT has 3500 tokens or more
 	pip install --quiet --group golden

@@ -13,10 +13,13 @@ from setuptools.command.build_ext import build_ext
 
 ISA_FLAGS = {  # file-name suffix -> (gcc/clang flags, MSVC flags)
     "avx2": (["-mavx2", "-mfma", "-mf16c", "-mbmi2"], ["/arch:AVX2"]),
+    "avxvnni": (["-mavx2", "-mavxvnni", "-mfma", "-mf16c", "-mbmi2"], ["/arch:AVX2"]),
     "avx512": (
         ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx512vnni", "-mfma", "-mf16c", "-mbmi2"],
         ["/arch:AVX512"],
     ),
+    "neon": (["-march=armv8-a"], []),
+    "dotprod": (["-march=armv8.2-a+dotprod"], []),
 }
 # One order of summation: no contraction into FMAs that the source does not name, no reassociation.
 BASE_FLAGS = (
@@ -32,9 +35,9 @@ BASE_FLAGS = (
     ],
     ["/O2", "/std:c11", "/experimental:c11atomics", "/fp:precise"],
 )
-ARCH = {"x86_64": "x86", "AMD64": "x86", "aarch64": "arm", "arm64": "arm", "ARM64": "arm"}.get(
-    platform.machine(), "none"
-)
+# The machine that is built for: this one, or what a cross compilation names.
+MACHINE = os.environ.get("_PYTHON_HOST_PLATFORM", platform.machine()).rpartition("-")[2].lower()
+ARCH = {"x86_64": "x86", "amd64": "x86", "aarch64": "arm", "arm64": "arm"}.get(MACHINE, "none")
 # The limited API and free-threaded interpreters exclude each other.
 STABLE_ABI = not sysconfig.get_config_var("Py_GIL_DISABLED")
 

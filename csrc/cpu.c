@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: MIT */
-/* CPUID and XGETBV, as the vendors' manuals define them. */
+/* x86: CPUID and XGETBV, as the vendors' manuals define them. ARM: what the operating system says, since a program may
+ * not ask the processor. */
 #include "cpu.h"
 
 #include <stdint.h>
@@ -35,12 +36,13 @@ static uint64_t xgetbv0(void) {
 
 unsigned phi3c_cpu_flags(void) {
     enum { EAX, EBX, ECX, EDX };
-    uint32_t leaf0[4], leaf1[4], leaf7[4] = {0};
+    uint32_t leaf0[4], leaf1[4], leaf7[4] = {0}, leaf7_1[4] = {0};
     unsigned flags = 0;
     features[0] = 0;
     cpuid(0, 0, leaf0);
     cpuid(1, 0, leaf1);
     if (leaf0[EAX] >= 7) cpuid(7, 0, leaf7);
+    if (leaf7[EAX] >= 1) cpuid(7, 1, leaf7_1);
 
     int osxsave = leaf1[ECX] >> 27 & 1;
     uint64_t saved = osxsave ? xgetbv0() : 0;
@@ -55,6 +57,7 @@ unsigned phi3c_cpu_flags(void) {
         {"f16c", leaf1[ECX], 29, ymm},     {"avx", leaf1[ECX], 28, ymm},      {"avx2", leaf7[EBX], 5, ymm},
         {"bmi2", leaf7[EBX], 8, 1},        {"avx512f", leaf7[EBX], 16, zmm},  {"avx512dq", leaf7[EBX], 17, zmm},
         {"avx512bw", leaf7[EBX], 30, zmm}, {"avx512vl", leaf7[EBX], 31, zmm}, {"avx512vnni", leaf7[ECX], 11, zmm},
+        {"avxvnni", leaf7_1[EAX], 4, ymm},
     };
     unsigned have = 0;
     for (unsigned i = 0; i < sizeof table / sizeof *table; i++)
@@ -62,12 +65,40 @@ unsigned phi3c_cpu_flags(void) {
             have |= 1u << i;
             found(table[i].name);
         }
-    const unsigned avx2 = 0x07c, avx512 = 0xf80; /* rows 2-6; rows 7-11 */
+    const unsigned avx2 = 0x007c, avx512 = 0x0f80, avxvnni = 0x1000; /* rows 2-6; rows 7-11; row 12 */
     if ((have & avx2) == avx2) flags |= CPU_AVX2;
+    if ((flags & CPU_AVX2) && (have & avxvnni)) flags |= CPU_AVXVNNI;
 #ifndef __APPLE__ /* macOS on Intel saves zmm state lazily, and once corrupted it */
     if ((flags & CPU_AVX2) && (have & avx512) == avx512) flags |= CPU_AVX512;
 #endif
     return flags;
+}
+
+#elif defined(__aarch64__) || defined(_M_ARM64)
+
+#if defined(__linux__)
+#include <sys/auxv.h>
+static int has_dotprod(void) { return getauxval(AT_HWCAP) >> 20 & 1; } /* HWCAP_ASIMDDP, which old headers lack */
+#elif defined(__APPLE__)
+#include <sys/sysctl.h>
+static int has_dotprod(void) {
+    int value = 0;
+    size_t size = sizeof value;
+    return sysctlbyname("hw.optional.arm.FEAT_DotProd", &value, &size, NULL, 0) == 0 && value;
+}
+#elif defined(_WIN32)
+#include <windows.h>
+static int has_dotprod(void) { return IsProcessorFeaturePresent(43); } /* PF_ARM_V82_DP_INSTRUCTIONS_AVAILABLE */
+#else
+static int has_dotprod(void) { return 0; }
+#endif
+
+unsigned phi3c_cpu_flags(void) {
+    features[0] = 0;
+    found("neon");
+    if (!has_dotprod()) return 0;
+    found("dotprod");
+    return CPU_DOTPROD;
 }
 
 #else

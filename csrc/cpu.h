@@ -4,8 +4,10 @@
 #define PHI3C_CPU_H
 
 enum {
-    CPU_AVX2 = 1 << 0,   /* AVX2, FMA, F16C, BMI2, and ymm state saved by the system */
-    CPU_AVX512 = 1 << 1, /* F, BW, DQ, VL and VNNI besides, and zmm state saved */
+    CPU_AVX2 = 1 << 0,    /* AVX2, FMA, F16C, BMI2, and ymm state saved by the system */
+    CPU_AVXVNNI = 1 << 1, /* AVX-VNNI besides */
+    CPU_AVX512 = 1 << 2,  /* CPU_AVX2, and AVX-512 F, BW, DQ, VL and VNNI, and zmm state saved */
+    CPU_DOTPROD = 1 << 3, /* ARM: sdot */
 };
 
 unsigned phi3c_cpu_flags(void);

@@ -14,7 +14,11 @@ static const struct {
     {&phi3c_kernels_scalar, 0},
 #if defined(__x86_64__) || defined(_M_X64)
     {&phi3c_kernels_avx2, CPU_AVX2},
+    {&phi3c_kernels_avxvnni, CPU_AVXVNNI},
     {&phi3c_kernels_avx512, CPU_AVX512},
+#elif defined(__aarch64__) || defined(_M_ARM64)
+    {&phi3c_kernels_neon, 0},
+    {&phi3c_kernels_dotprod, CPU_DOTPROD},
 #endif
 };
 enum { RUNGS = sizeof ladder / sizeof *ladder };
@@ -31,12 +35,28 @@ const char *phi3c_available_isa(int i) {
     return kernels ? kernels->name : NULL;
 }
 
+/* What the rung has takes the place of what is there. */
+static void take(phi3c_kernels *all, const phi3c_kernels *rung) {
+    all->name = rung->name;
+    for (int type = 0; type < PHI3C_N_TYPES; type++) {
+        if (rung->tile[type]) all->tile[type] = rung->tile[type];
+        if (rung->attend_tile[type]) all->attend_tile[type] = rung->attend_tile[type];
+    }
+    if (rung->quantize_row) all->quantize_row = rung->quantize_row;
+    if (rung->rms_norm_row) all->rms_norm_row = rung->rms_norm_row;
+    if (rung->silu_mul_row) all->silu_mul_row = rung->silu_mul_row;
+    if (rung->to_f16) all->to_f16 = rung->to_f16;
+    if (rung->peak) all->peak = rung->peak;
+}
+
 int phi3c_init(const char *isa) {
-    const phi3c_kernels *best = NULL;
+    phi3c_kernels kernels = {0};
+    int chosen = -1;
     for (int i = 0; available(i); i++)
-        if (!isa || strcmp(isa, available(i)->name) == 0) best = available(i);
-    if (!best) return -1;
-    phi3c_kernel = *best;
+        if (!isa || strcmp(isa, available(i)->name) == 0) chosen = i;
+    if (chosen < 0) return -1;
+    for (int i = 0; i <= chosen; i++) take(&kernels, available(i));
+    phi3c_kernel = kernels;
     return 0;
 }
 

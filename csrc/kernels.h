@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT */
-/* The table of kernels: one row per instruction set, filled in kernels.c. A kernel is pure: no allocation, no
+/* The table of kernels: one row per instruction set, joined in kernels.c. A kernel is pure: no allocation, no
  * threads, no status. columns are a multiple of 32, head_dim and the n of row kernels of 16; no address need be
  * aligned. scalar/kernels_scalar.c defines what each computes; every other file equals it bit for
  * bit. */
@@ -26,9 +26,10 @@ enum { PHI3C_QUERIES = 48 };
 /* Rounds of a burst: the int16 sums of vpmaddubsw, which grow by 2 a round, still fit. */
 enum { PEAK_ROUNDS = 8192 };
 
+/* What an instruction set leaves NULL it has from the one before it in the ladder. */
 typedef struct {
     const char *name;
-    phi3c_tile *tile[PHI3C_N_TYPES];               /* NULL for types without kernels */
+    phi3c_tile *tile[PHI3C_N_TYPES];               /* by type of the weights */
     phi3c_attend_tile *attend_tile[PHI3C_N_TYPES]; /* by type of the cache */
     void (*quantize_row)(block_x8 *out, block_x8 *second, const float *x, int64_t columns);
     void (*rms_norm_row)(float *out, const float *x, const float *weight, float eps, int64_t columns);
@@ -38,7 +39,8 @@ typedef struct {
 } phi3c_kernels;
 
 extern phi3c_kernels phi3c_kernel; /* those in use */
-extern const phi3c_kernels phi3c_kernels_scalar, phi3c_kernels_avx2, phi3c_kernels_avx512;
+extern const phi3c_kernels phi3c_kernels_scalar, phi3c_kernels_avx2, phi3c_kernels_avxvnni, phi3c_kernels_avx512,
+    phi3c_kernels_neon, phi3c_kernels_dotprod;
 
 /* Which groups of a quantised block need a part in the second: those that exceed OUTLIER times the mean of n
  * magnitudes, which add up to `sum`, and those fainter than the largest by a factor of more than FAINT. */

@@ -199,7 +199,8 @@ class Benchmark(AbstractContextManager["Benchmark"]):
     def multiply_limit(self, pool: _kernels.Pool) -> float:
         """Operations a second, two to a multiply-add, of the int8 instructions in use on registers.
 
-        avx2: vpmaddubsw and vpaddw, avx512: vpdpbusd; 0 for scalar, which has none.
+        avx2: vpmaddubsw and vpaddw, avxvnni and avx512: vpdpbusd, neon: smlal, dotprod: sdot; 0 for scalar,
+        which has none.
         """
         return _per_second(lambda: 2 * _kernels.peak(PROBE_BURSTS * pool.size, pool))
 

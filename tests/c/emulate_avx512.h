@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 /* The AVX-512 that csrc/x86/kernels_avx512.c uses, in C, lane by lane as the vendor's manual defines each intrinsic;
  * conversions to and from halves are those of F16C. Compile that file with `-include` of this one, AVX2's flags and no
- * AVX-512: check.py --emulate-avx512 does, and the checker then runs on any processor with AVX2.
+ * AVX-512: check.py --emulate does, and the checker then runs on any processor with AVX2.
  *
  * It proves the file's logic: which bits go where, what is added to what in which order and with which roundings. It
  * proves nothing about the code that a compiler makes of the real intrinsics, about speed, or about a reading of the
