@@ -25,7 +25,8 @@ PLATFORMS = {
 
 
 def identifiers(platform: str, arch: str) -> set[str]:
-    command = ["cibuildwheel", "--print-build-identifiers", "--platform", platform, "--archs", arch, str(ROOT)]
+    options = ["--print-build-identifiers", "--platform", platform, "--archs", arch]
+    command = ["cibuildwheel", *options, str(ROOT)]
     return set(subprocess.run(command, capture_output=True, text=True, check=True).stdout.split())
 
 
