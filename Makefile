@@ -45,7 +45,7 @@ goldens: .venv  # tests/golden anew, from transformers; LONG_TEXT has 3500 token
 	python tests/make_goldens.py --model $(MODEL) --text $(LONG_TEXT)
 
 check-workflows:  # the workflows, pyproject.toml, and that cibuildwheel makes the wheels that docs/releasing.md lists
-	actionlint
+	actionlint .github/workflows/*.yml
 	check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
 	validate-pyproject pyproject.toml
 	python .ci/check_wheels.py
