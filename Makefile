@@ -1,11 +1,12 @@
 # The verbs of development; .ci/run uses them too. Tools come from .venv, which `make build` makes.
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
+PYTHON := python3
 MODEL := ../shared/models/smollm2-135m-phi3-q4_k_m.gguf
 TEXT := ../shared/golden/gpl-3-head.txt
 LONG_TEXT := /usr/share/common-licenses/GPL-3
 
-.PHONY: build test lint check-c check-emulated check-qemu check-baseline check-arm64 bench accuracy vocabularies goldens \
-	clean
+.PHONY: build test lint check-c check-emulated check-qemu check-baseline check-arm64 check-workflows check-wheel bench \
+	accuracy vocabularies goldens clean
 
 build: .venv  # compile the extension in place
 	pip install --quiet --group test --group lint --editable .
@@ -42,6 +43,15 @@ check-arm64:  # the package in an emulated ARM Debian, on the demo model: same t
 goldens: .venv  # tests/golden anew, from transformers; LONG_TEXT has 3500 tokens or more
 	pip install --quiet --group golden
 	python tests/make_goldens.py --model $(MODEL) --text $(LONG_TEXT)
+
+check-workflows:  # the workflows, pyproject.toml, and that cibuildwheel makes the wheels that docs/releasing.md lists
+	actionlint .github/workflows/*.yml
+	check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
+	validate-pyproject pyproject.toml
+	python .ci/check_wheels.py
+
+check-wheel:  # install this checkout for one Python and test it there: make check-wheel PYTHON=python3.14t
+	.ci/test-wheel $(PYTHON) .
 
 bench:  # speed of the demo model, beside what the machine allows
 	phi3c bench demo

@@ -30,6 +30,14 @@ def shared() -> Path:
     return SHARED
 
 
+@pytest.fixture(scope="session")
+def checkout() -> Path:
+    """The checkout's folder; the test skips where tests run away from it."""
+    from checkout import ROOT
+
+    return ROOT
+
+
 @pytest.fixture(autouse=True)
 def logging_as_before() -> Iterator[None]:
     """The command line sets up phi3c's loggers; the next test finds them as they were."""

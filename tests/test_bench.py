@@ -338,6 +338,7 @@ def results() -> Iterator[Result]:
 
 
 def test_the_picture_shows_the_rows(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
     figure = plot.draw(list(results()), "title", "subtitle")
     assert [axes.get_title() for axes in figure.axes] == ["pp8", "tg8"]
     for axes in figure.axes:
@@ -354,6 +355,7 @@ def test_the_picture_shows_the_rows(tmp_path: Path) -> None:
 
 
 def test_plot_option(tiny: Path, tmp_path: Path, capsys: Any) -> None:
+    pytest.importorskip("matplotlib")
     picture = tmp_path / "speed.png"
     bench(capsys, tiny, "-p", "4", "-n", "0", "-r", "1", "-d", "0,8", "--plot", picture)
     assert picture.read_bytes().startswith(b"\x89PNG\r\n")

@@ -41,8 +41,6 @@ from phi3c.gguf import GGMLType, GGUFFile, n_bytes, write_gguf
 from phi3c.tokenizer import TextStream, Tokenizer
 
 F32 = NDArray[np.float32]
-ROOT = Path(__file__).resolve().parents[1]
-DOC = ROOT / "docs/bugs-we-do-not-have.md"
 ERROR = 2e-3  # of logits in float weights: keys and values are in half precision
 
 
@@ -86,21 +84,22 @@ def config_of(tmp_path: Path, **keys: Any) -> Config:
 # --- the page itself ---
 
 
-def rows_of_the_page() -> dict[int, str]:
+def rows_of_the_page(checkout: Path) -> dict[int, str]:
     """Row number -> its line."""
-    lines = re.findall(r"^\| (\d+) \|.*$", DOC.read_text(encoding="utf-8"), re.MULTILINE)
-    whole = [line for line in DOC.read_text(encoding="utf-8").splitlines() if re.match(r"\| \d+ \|", line)]
+    page = (checkout / "docs/bugs-we-do-not-have.md").read_text(encoding="utf-8")
+    lines = re.findall(r"^\| (\d+) \|.*$", page, re.MULTILINE)
+    whole = [line for line in page.splitlines() if re.match(r"\| \d+ \|", line)]
     return dict(zip(map(int, lines), whole, strict=True))
 
 
-def test_the_page_has_every_row() -> None:
-    assert list(rows_of_the_page()) == list(range(1, 47))
+def test_the_page_has_every_row(checkout: Path) -> None:
+    assert list(rows_of_the_page(checkout)) == list(range(1, 47))
 
 
-def test_every_row_names_tests_that_exist_and_bear_its_number() -> None:
+def test_every_row_names_tests_that_exist_and_bear_its_number(checkout: Path) -> None:
     here = set(re.findall(r"^def (test_row_\w+)", Path(__file__).read_text(encoding="utf-8"), re.MULTILINE))
     named: set[str] = set()
-    for row, line in rows_of_the_page().items():
+    for row, line in rows_of_the_page(checkout).items():
         tests = set(re.findall(r"`(test_row_\w+)`", line))
         assert tests, f"row {row} names no test"
         assert all(test.startswith(f"test_row_{row:02}_") for test in tests), (row, tests)

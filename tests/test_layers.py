@@ -7,8 +7,8 @@ import re
 from pathlib import Path
 
 import pytest
+from checkout import ROOT
 
-ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "src/phi3c"
 CSRC = ROOT / "csrc"
 

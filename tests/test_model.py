@@ -7,7 +7,10 @@ import json
 import os
 import subprocess
 import sys
+import sysconfig
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -517,6 +520,27 @@ def test_breaking_out_of_a_stream_leaves_the_model_usable(tiny: phi3c.Model) -> 
     for _ in tiny.generate(prompt, max_tokens=20, temperature=0.0, stream=True):
         break
     assert tiny.generate(prompt, max_tokens=20, temperature=0.0).token_ids == before
+
+
+def test_two_models_in_two_threads_give_what_each_gives_alone(tmp_path: Path) -> None:
+    paths = write_tiny_phi3(tmp_path / "phi3.gguf"), write_tiny_llama(tmp_path / "llama.gguf")
+    ready = threading.Barrier(2)
+
+    def load_and_generate(path: Path, wait: bool) -> list[tuple[int, ...]]:
+        if wait:
+            ready.wait(60)
+        with phi3c.Model(path, n_threads=2) as model:
+            prompts = [random_ids(100, seed=seed) for seed in range(3)]
+            return [
+                model.generate(prompt, max_tokens=60, temperature=1.0, seed=5).token_ids for prompt in prompts
+            ]
+
+    alone = [load_and_generate(path, False) for path in paths]
+    with ThreadPoolExecutor(2) as executor:
+        together = list(executor.map(load_and_generate, paths, (True, True)))
+    assert together == alone
+    gil = getattr(sys, "_is_gil_enabled", lambda: True)()  # no import may have switched it back on
+    assert gil == (not sysconfig.get_config_var("Py_GIL_DISABLED"))
 
 
 def test_logits_have_a_row_for_each_id(tiny: phi3c.Model) -> None:

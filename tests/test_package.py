@@ -7,6 +7,7 @@ import ctypes
 import re
 import subprocess
 import sys
+import sysconfig
 from importlib.metadata import entry_points, version
 from pathlib import Path
 
@@ -14,8 +15,6 @@ import pytest
 
 import phi3c
 from phi3c import _kernels
-
-ROOT = Path(__file__).resolve().parents[1]
 
 
 def run(code: str) -> subprocess.CompletedProcess[str]:
@@ -56,22 +55,27 @@ def test_version_and_command_are_those_of_the_distribution() -> None:
     assert command.value == "phi3c.cli:main"
 
 
-def test_stub_names_what_the_extension_has() -> None:
-    stub = ast.parse((ROOT / "src/phi3c/_kernels.pyi").read_text(encoding="utf-8"))
+def test_stub_names_what_the_extension_has(checkout: Path) -> None:
+    stub = ast.parse((checkout / "src/phi3c/_kernels.pyi").read_text(encoding="utf-8"))
     named = {node.target.id for node in stub.body if isinstance(node, ast.AnnAssign)}
     named |= {node.name for node in stub.body if isinstance(node, ast.FunctionDef | ast.ClassDef)}
     imported = {"InvalidParameterError", "os"}
     assert named == {name for name in dir(_kernels) if not name.startswith("_")} - imported
 
 
-def test_the_extension_exports_its_entry_point_only() -> None:
+def test_the_extension_exports_its_entry_point_only(checkout: Path) -> None:
     library = ctypes.CDLL(_kernels.__file__)
     assert library.PyInit__kernels
-    header = (ROOT / "csrc/phi3c.h").read_text(encoding="utf-8")
+    header = (checkout / "csrc/phi3c.h").read_text(encoding="utf-8")
     functions = set(re.findall(r"\b(phi3c_\w+)\(", header))
     assert {"phi3c_init", "phi3c_matmul"} <= functions
     for name in [*functions, "phi3c_kernel", "phi3c_kernels_scalar", "phi3c_layouts"]:
         assert not hasattr(library, name), name
+
+
+def test_the_extension_leaves_free_threading_on() -> None:
+    result = run("import sys, phi3c._kernels; print(getattr(sys, '_is_gil_enabled', lambda: True)())")
+    assert result.stdout == f"{not sysconfig.get_config_var('Py_GIL_DISABLED')}\n"
 
 
 def test_an_unknown_instruction_set_is_refused_by_name() -> None:

@@ -6,11 +6,11 @@ import re
 from pathlib import Path
 
 import pytest
+from checkout import ROOT
 
 from phi3c.hub import ALIASES
 from phi3c.sampling import SamplingParams
 
-ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 

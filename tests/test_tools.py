@@ -237,8 +237,8 @@ def test_a_conversation_with_a_call(model: phi3c.Model) -> None:
     assert (answer.text, answer.tool_calls, answer.finish_reason) == ("rain", (), "stop")
 
 
-def test_the_loop_of_the_readme(model: phi3c.Model) -> None:
-    readme = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+def test_the_loop_of_the_readme(model: phi3c.Model, checkout: Path) -> None:
+    readme = (checkout / "README.md").read_text(encoding="utf-8")
     (snippet,) = re.findall(r"```python\n(def ask\(.*?)```", readme, re.DOTALL)
     namespace: dict[str, Any] = {}
     exec(snippet, namespace)

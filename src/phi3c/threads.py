@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import ctypes
 import os
+import struct
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -80,10 +81,16 @@ def default_threads(
 
 def describe_machine() -> Machine:
     """Read from the operating system which processors this process may use."""
+    machine = None
     if sys.platform == "linux":
-        return _linux_machine(Path("/"), os.sched_getaffinity(0))
-    n = _macos_cores() if sys.platform == "darwin" else None
-    return Machine(tuple(LogicalCPU((0, i)) for i in range(n or os.cpu_count() or 1)))
+        machine = linux_machine(Path("/"), os.sched_getaffinity(0))
+    elif sys.platform == "darwin":
+        machine = macos_machine(_sysctl)
+    elif sys.platform == "win32":
+        machine = windows_machine(_processor_cores(), *_process_affinity())
+    if machine is None or not machine.cpus:  # the system would not say: every hardware thread is a core
+        machine = Machine(tuple(LogicalCPU((0, i)) for i in range(os.cpu_count() or 1)))
+    return machine
 
 
 def _checked(value: int | str, source: str) -> int:
@@ -100,17 +107,75 @@ def _threads(n: int) -> str:
     return f"{n} thread" if n == 1 else f"{n} threads"
 
 
-def _macos_cores() -> int | None:
-    """Performance cores on Apple silicon, physical cores on Intel."""
-    sysctl = ctypes.CDLL(None).sysctlbyname
-    for name in (b"hw.perflevel0.physicalcpu", b"hw.physicalcpu"):
-        value, size = ctypes.c_int(0), ctypes.c_size_t(ctypes.sizeof(ctypes.c_int))
-        if sysctl(name, ctypes.byref(value), ctypes.byref(size), None, ctypes.c_size_t(0)) == 0:
-            return value.value
-    return None
+def macos_machine(sysctl: Callable[[str], int | None]) -> Machine | None:
+    """Describe a Mac by its sysctl values: performance levels on Apple silicon, level 0 the fastest.
+
+    macOS has no affinity sets and no quotas.
+    """
+    cpus: list[LogicalCPU] = []
+    levels = sysctl("hw.nperflevels") or 0
+    for level in range(levels):
+        for core in range(sysctl(f"hw.perflevel{level}.physicalcpu") or 0):
+            cpus.append(LogicalCPU((level, core), speed=int(level == 0)))
+    if not cpus:  # Intel
+        cores, threads = sysctl("hw.physicalcpu") or 0, sysctl("hw.logicalcpu") or 0
+        cpus = [LogicalCPU((0, i % cores)) for i in range(threads if cores else 0)]
+    return Machine(tuple(cpus)) if cpus else None
 
 
-def _linux_machine(root: Path, affinity: Iterable[int]) -> Machine:
+def _sysctl(name: str) -> int | None:
+    value, size = ctypes.c_int(0), ctypes.c_size_t(ctypes.sizeof(ctypes.c_int))
+    call = ctypes.CDLL(None).sysctlbyname
+    failed = call(name.encode(), ctypes.byref(value), ctypes.byref(size), None, ctypes.c_size_t(0))
+    return None if failed else value.value
+
+
+def windows_machine(cores: bytes, affinity: int, groups: Collection[int]) -> Machine | None:
+    """Describe a Windows machine.
+
+    Args:
+        cores: what GetLogicalProcessorInformationEx returns for RelationProcessorCore: records of
+            (Relationship, Size: u32; Flags, EfficiencyClass: u8; 20 bytes; GroupCount: u16) and, for each
+            group, (Mask: u64; Group: u16; 6 bytes), on 64-bit Windows. A greater EfficiencyClass is faster.
+        affinity: the process's mask within its group; 0 where its threads are in several groups.
+        groups: processor groups (of at most 64) the process may use.
+    """
+    cpus, offset, core = [], 0, 0
+    while offset + 32 <= len(cores):
+        _, size, _, efficiency_class, n_groups = struct.unpack_from("<IIBB20xH", cores, offset)
+        for i in range(n_groups):
+            mask, group = struct.unpack_from("<QH", cores, offset + 32 + 16 * i)
+            if group in groups:
+                usable = mask & affinity if affinity else mask
+                cpus += [LogicalCPU((group, core), efficiency_class)] * usable.bit_count()
+        core += 1
+        offset += size
+    return Machine(tuple(cpus)) if cpus else None
+
+
+def _processor_cores() -> bytes:
+    kernel32 = ctypes.WinDLL("kernel32")  # type: ignore[attr-defined,unused-ignore]
+    size, relation_processor_core = ctypes.c_uint32(0), 0
+    kernel32.GetLogicalProcessorInformationEx(relation_processor_core, None, ctypes.byref(size))
+    buffer = ctypes.create_string_buffer(size.value)
+    if not kernel32.GetLogicalProcessorInformationEx(relation_processor_core, buffer, ctypes.byref(size)):
+        return b""
+    return buffer.raw[: size.value]
+
+
+def _process_affinity() -> tuple[int, tuple[int, ...]]:
+    """The process's affinity mask, and the processor groups it may use."""
+    kernel32 = ctypes.WinDLL("kernel32")  # type: ignore[attr-defined,unused-ignore]
+    process = ctypes.c_void_p(kernel32.GetCurrentProcess())
+    mask, system = ctypes.c_size_t(0), ctypes.c_size_t(0)
+    kernel32.GetProcessAffinityMask(process, ctypes.byref(mask), ctypes.byref(system))
+    groups, n = (ctypes.c_uint16 * 64)(), ctypes.c_uint16(64)
+    if not kernel32.GetProcessGroupAffinity(process, ctypes.byref(n), groups):
+        n.value = 1  # group 0, as it stands
+    return mask.value if n.value == 1 else 0, tuple(groups[: n.value])
+
+
+def linux_machine(root: Path, affinity: Iterable[int]) -> Machine:
     """Describe the Linux machine whose /proc and /sys lie under `root`."""
     folder = root / "sys/devices/system/cpu"
     hybrid = _cpu_list(read(root / "sys/devices/cpu_core/cpus"))  # Intel: the performance cores, by name
