@@ -12,17 +12,20 @@ from phi3c.cgroup import folders, read
 
 def total_memory() -> int | None:
     """Bytes: the machine's, or what the process's cgroup grants where that is less; None: nobody tells."""
+    physical = _physical_memory()
+    return None if physical is None else min([physical, *_cgroup_limits(Path("/"))])
+
+
+def _physical_memory() -> int | None:
     if sys.platform == "win32":
         status = (ctypes.c_uint64 * 8)(64)  # MEMORYSTATUSEX: dwLength, dwMemoryLoad; ullTotalPhys; ...
         return status[1] if ctypes.windll.kernel32.GlobalMemoryStatusEx(ctypes.byref(status)) else None
     if sys.platform == "darwin":
         value, size = ctypes.c_uint64(0), ctypes.c_size_t(8)
-        failed = ctypes.CDLL(None).sysctlbyname(
-            b"hw.memsize", ctypes.byref(value), ctypes.byref(size), None, ctypes.c_size_t(0)
-        )
+        sysctl = ctypes.CDLL(None).sysctlbyname
+        failed = sysctl(b"hw.memsize", ctypes.byref(value), ctypes.byref(size), None, ctypes.c_size_t(0))
         return None if failed else value.value
-    physical = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return min([physical, *_cgroup_limits(Path("/"))])
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def peak_memory() -> int | None:
