@@ -46,7 +46,7 @@ CLANG_CL_FLAGS = ["/O2", "/std:c11", "/clang:-ffp-contract=off", "/clang:-fno-ma
 COMPILERS = {  # by sys.platform: what to do where there is none
     "darwin": "run xcode-select --install",
     "win32": "install the Visual Studio 2022 Build Tools with the workload 'Desktop development with C++'",
-    "linux": "install one (Debian and Ubuntu: apt install gcc python3-dev; Fedora: dnf install gcc "
+    "linux": "install a compiler (Debian and Ubuntu: apt install gcc python3-dev; Fedora: dnf install gcc "
     "python3-devel; Alpine: apk add gcc musl-dev python3-dev)",
 }
 
@@ -107,18 +107,17 @@ class BuildExt(build_ext):
 
     def _find_compiler(self) -> None:
         """Fail with one line where there is none; CC=clang-cl replaces MSVC's."""
-        advice = (
-            f"phi3c is compiled from C, and there is no compiler: {COMPILERS.get(sys.platform, 'set CC')}"
-        )
+        advice = COMPILERS.get(sys.platform, "install a C compiler")
         if self.compiler.compiler_type != "msvc":
-            if shutil.which(self.compiler.compiler_so[0]) is None:
-                raise PlatformError(f"{advice}, or name one in CC (not {self.compiler.compiler_so[0]})")
+            name = self.compiler.compiler_so[0]
+            if shutil.which(name) is None:
+                raise PlatformError(f"phi3c is compiled from C, and there is no {name}: {advice}, or set CC")
             return
         try:
             if not self.compiler.initialized:
                 self.compiler.initialize(self.plat_name)
         except PlatformError:
-            raise PlatformError(advice) from None
+            raise PlatformError(f"phi3c is compiled from C: {advice}") from None
         if os.environ.get("CC") == CLANG_CL:
             self.compiler.cc = CLANG_CL
         elif ARCH == "arm":
