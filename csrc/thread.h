@@ -1,5 +1,8 @@
 /* SPDX-License-Identifier: MIT */
-/* Threads, a lock and a condition: pthreads, or Win32. Only pool.c uses them. */
+/* Threads, a lock and a condition: pthreads, or Win32. Only pool.c uses them.
+ *
+ * A thread runs THREAD_MAIN f(void *arg), which ends with `return 0`; thread_start() is whether it does. What is waited
+ * for on a condition is changed, or its waiters are woken, while the lock is held. */
 #ifndef PHI3C_THREAD_H
 #define PHI3C_THREAD_H
 
@@ -13,13 +16,13 @@ enum { STACK_BYTES = 1 << 20 };
 #include <process.h>
 #include <windows.h>
 
-#define THREAD_MAIN unsigned __stdcall /* f(void *arg) { ... return 0; } */
+#define THREAD_MAIN unsigned __stdcall
 typedef HANDLE thread;
 typedef SRWLOCK lock; /* this and the condition are freed by nobody */
 typedef CONDITION_VARIABLE condition;
 
-static inline int thread_start(thread *t, unsigned(__stdcall *main)(void *), void *arg) {
-    *t = (HANDLE)_beginthreadex(NULL, STACK_BYTES, main, arg, STACK_SIZE_PARAM_IS_A_RESERVATION, NULL);
+static inline int thread_start(thread *t, unsigned(__stdcall *run)(void *), void *arg) {
+    *t = (HANDLE)_beginthreadex(NULL, STACK_BYTES, run, arg, STACK_SIZE_PARAM_IS_A_RESERVATION, NULL);
     return *t != NULL;
 }
 
@@ -50,12 +53,11 @@ typedef pthread_t thread;
 typedef pthread_mutex_t lock;
 typedef pthread_cond_t condition;
 
-/* Whether it runs. */
-static inline int thread_start(thread *t, void *(*main)(void *), void *arg) {
+static inline int thread_start(thread *t, void *(*run)(void *), void *arg) {
     pthread_attr_t attributes;
     if (pthread_attr_init(&attributes) != 0) return 0;
     pthread_attr_setstacksize(&attributes, STACK_BYTES);
-    int error = pthread_create(t, &attributes, main, arg);
+    int error = pthread_create(t, &attributes, run, arg);
     pthread_attr_destroy(&attributes);
     return error == 0;
 }
