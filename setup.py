@@ -112,6 +112,10 @@ class BuildExt(build_ext):
             name = self.compiler.compiler_so[0]
             if shutil.which(name) is None:
                 raise PlatformError(f"phi3c is compiled from C, and there is no {name}: {advice}, or set CC")
+            if sys.platform == "win32" and "clang" not in name:
+                raise PlatformError(
+                    "gcc on Windows does not align the stack for AVX (bug 54412): take clang or MSVC"
+                )
             return
         try:
             if not self.compiler.initialized:
