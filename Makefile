@@ -5,7 +5,8 @@ MODEL := ../shared/models/smollm2-135m-phi3-q4_k_m.gguf
 TEXT := ../shared/golden/gpl-3-head.txt
 LONG_TEXT := /usr/share/common-licenses/GPL-3
 
-.PHONY: build test lint check-c check-emulated check-qemu check-baseline check-arm64 check-workflows check-wheel bench \
+.PHONY: build test lint check-c check-threads check-emulated check-qemu check-targets check-baseline check-arm64 \
+	check-workflows check-wheel bench \
 	accuracy vocabularies goldens clean
 
 build: .venv  # compile the extension in place
@@ -28,11 +29,17 @@ lint:
 check-c:  # csrc without Python: warnings are errors, sanitizers on
 	python3 tests/c/check.py
 
+check-threads:  # the thread pool under the thread sanitizer
+	python3 tests/c/check.py --threads
+
 check-emulated:  # the kernels for AVX-VNNI and AVX-512 where there is AVX2 only: their intrinsics emulated in C
 	python3 tests/c/check.py --emulate
 
 check-qemu:  # the checker on emulated x86-64 and ARM processors, old and new
 	python3 tests/c/check.py --qemu
+
+check-targets:  # csrc for Windows, macOS and musl by zig cc (pip install ziglang); in Wine and QEMU where they are
+	python tests/c/check_targets.py
 
 check-baseline:  # the built x86-64 extension: only files named by an instruction set go beyond the baseline
 	python3 tests/c/check_baseline.py src/phi3c/_kernels.*.so

@@ -17,7 +17,7 @@ static void found(const char *name) {
 
 #if defined(__x86_64__) || defined(_M_X64)
 
-#ifdef _MSC_VER
+#if defined(_MSC_VER) && !defined(__clang__)
 #include <immintrin.h>
 #include <intrin.h>
 static void cpuid(uint32_t leaf, uint32_t subleaf, uint32_t r[4]) { __cpuidex((int *)r, (int)leaf, (int)subleaf); }
@@ -65,12 +65,15 @@ unsigned phi3c_cpu_flags(void) {
             have |= 1u << i;
             found(table[i].name);
         }
+#ifdef __APPLE__ /* macOS on Intel saves zmm state lazily, and once corrupted it */
+    const int zmm_is_safe = 0;
+#else
+    const int zmm_is_safe = 1;
+#endif
     const unsigned avx2 = 0x007c, avx512 = 0x0f80, avxvnni = 0x1000; /* rows 2-6; rows 7-11; row 12 */
     if ((have & avx2) == avx2) flags |= CPU_AVX2;
     if ((flags & CPU_AVX2) && (have & avxvnni)) flags |= CPU_AVXVNNI;
-#ifndef __APPLE__ /* macOS on Intel saves zmm state lazily, and once corrupted it */
-    if ((flags & CPU_AVX2) && (have & avx512) == avx512) flags |= CPU_AVX512;
-#endif
+    if ((flags & CPU_AVX2) && (have & avx512) == avx512 && zmm_is_safe) flags |= CPU_AVX512;
     return flags;
 }
 

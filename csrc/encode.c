@@ -11,8 +11,8 @@
  */
 #include <float.h>
 #include <math.h>
-#include <stdatomic.h>
 
+#include "atomic.h"
 #include "kernels.h"
 #include "layout.h"
 #include "pool.h"
@@ -369,7 +369,7 @@ typedef struct {
     const uint8_t *in;
     int type, in_type;
     int64_t n;
-    _Atomic int is_out_of_range;
+    atomic_word is_out_of_range;
 } encode_job;
 
 static size_t bytes_of(int type, int64_t n) {
@@ -389,7 +389,7 @@ static void encode_pieces(void *arg, int64_t first, int64_t last) {
         int fits = 1;
         for (int i = 0; i < 256; i++) fits &= x[i] >= -limit && x[i] <= limit;
         if (!fits) {
-            atomic_store(&job->is_out_of_range, 1);
+            word_store(&job->is_out_of_range, 1);
             return;
         }
         switch (job->type) {
@@ -427,5 +427,5 @@ int phi3c_encode(uint8_t *out, int type, const uint8_t *in, int in_type, int64_t
     assert(phi3c_has_encoder(type) && n % phi3c_block_columns(type) == 0 && n % phi3c_block_columns(in_type) == 0);
     encode_job job = {.out = out, .in = in, .type = type, .in_type = in_type, .n = n};
     phi3c_pool_run(pool, encode_pieces, &job, (n + 255) / 256, 64);
-    return job.is_out_of_range ? -1 : 0;
+    return word_load(&job.is_out_of_range) ? -1 : 0;
 }

@@ -9,6 +9,7 @@
 #include <string.h>
 
 #include "blocks.h"
+#include "compiler.h"
 #include "phi3c.h"
 
 /* out[t * 16 + r] = sum_c w[r][c] x[t][c] for one panel and n rows of activations, x_stride bytes apart: for F32, F16

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: MIT */
 /* What the machine allows at most, on the threads of a pool: plain reads, and int8 multiply-adds out of registers. */
 #include <assert.h>
-#include <stdatomic.h>
 
+#include "atomic.h"
 #include "kernels.h"
 #include "pool.h"
 
@@ -10,7 +10,7 @@ enum { LINE = 64, STRETCH = 4096 }; /* bytes of a cache line; lines that a threa
 
 typedef struct {
     const uint8_t *memory;
-    _Atomic uint32_t folded;
+    atomic_word folded;
 } read_job;
 
 static void read_lines(void *arg, int64_t first, int64_t last) {
@@ -23,24 +23,25 @@ static void read_lines(void *arg, int64_t first, int64_t last) {
             words[i] ^= word;
         }
     for (int i = 1; i < LINE / 8; i++) words[0] ^= words[i];
-    atomic_fetch_xor(&job->folded, (uint32_t)(words[0] ^ words[0] >> 32));
+    word_xor(&job->folded, (int64_t)words[0]);
 }
 
 uint32_t phi3c_read(const uint8_t *memory, size_t n_bytes, phi3c_pool *pool) {
     assert(n_bytes % LINE == 0);
-    read_job job = {memory, 0};
+    read_job job = {memory, {0}};
     phi3c_pool_run(pool, read_lines, &job, (int64_t)(n_bytes / LINE), STRETCH);
-    return job.folded;
+    uint64_t folded = (uint64_t)word_load(&job.folded);
+    return (uint32_t)(folded ^ folded >> 32);
 }
 
 static void run_bursts(void *arg, int64_t first, int64_t last) {
     int64_t n = 0;
     for (int64_t i = first; i < last; i++) n += phi3c_kernel.peak();
-    atomic_fetch_add((_Atomic int64_t *)arg, n);
+    word_add(arg, n);
 }
 
 int64_t phi3c_peak(int64_t n_bursts, phi3c_pool *pool) {
-    _Atomic int64_t n = 0;
+    atomic_word n = {0};
     if (phi3c_kernel.peak) phi3c_pool_run(pool, run_bursts, &n, n_bursts, 1);
-    return n;
+    return word_load(&n);
 }

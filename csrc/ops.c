@@ -1,55 +1,7 @@
 /* SPDX-License-Identifier: MIT */
-/* Row-wise operations of a layer, each spread over the pool, and memory. */
-#include <math.h>
-#include <stdlib.h>
-
+/* Row-wise operations of a layer, each spread over the pool. */
 #include "kernels.h"
 #include "pool.h"
-
-#ifdef __linux__
-#include <sys/mman.h>
-#endif
-
-/* -- memory ----------------------------------------------------------------------------------------------- */
-
-enum { HUGE_PAGE = 2 << 20 };
-
-#ifdef __linux__
-
-/* The mapping is over-long by one huge page, so that an aligned start can be cut from it. */
-void *phi3c_alloc(size_t n_bytes) {
-    n_bytes = (n_bytes + HUGE_PAGE - 1) / HUGE_PAGE * HUGE_PAGE;
-    uint8_t *whole =
-        mmap(NULL, n_bytes + HUGE_PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-    if (whole == MAP_FAILED) return NULL;
-    size_t before = (HUGE_PAGE - (uintptr_t)whole % HUGE_PAGE) % HUGE_PAGE;
-    if (before) munmap(whole, before);
-    if (HUGE_PAGE - before) munmap(whole + before + n_bytes, HUGE_PAGE - before);
-    madvise(whole + before, n_bytes, MADV_HUGEPAGE);
-    return whole + before;
-}
-
-void phi3c_free(void *memory, size_t n_bytes) {
-    if (memory) munmap(memory, (n_bytes + HUGE_PAGE - 1) / HUGE_PAGE * HUGE_PAGE);
-}
-
-#else
-
-void *phi3c_alloc(size_t n_bytes) {
-    n_bytes = (n_bytes + 63) / 64 * 64;
-    void *memory = aligned_alloc(64, n_bytes);
-    if (memory) memset(memory, 0, n_bytes);
-    return memory;
-}
-
-void phi3c_free(void *memory, size_t n_bytes) {
-    (void)n_bytes;
-    free(memory);
-}
-
-#endif
-
-/* -- activations ------------------------------------------------------------------------------------------ */
 
 static int64_t supers_of(int64_t columns) { return (columns + PHI3C_SUPER - 1) / PHI3C_SUPER; }
 

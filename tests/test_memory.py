@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from phi3c.memory import _cgroup_limits, total_memory
+from phi3c.memory import _cgroup_limits, peak_memory, total_memory
 
 CGROUPS: dict[str, tuple[dict[str, str], list[int]]] = {
     "v2, also of the group around it": (
@@ -55,3 +56,11 @@ def test_the_smaller_one_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     assert physical > 2**20
     monkeypatch.setattr("phi3c.memory._cgroup_limits", lambda root: [2**62, 2**20])
     assert total_memory() == 2**20
+
+
+def test_peak_covers_what_was_touched() -> None:
+    """Of 64 MB that were written once, the process had all in memory at once."""
+    np.full(64 << 20, 1, np.uint8)
+    peak = peak_memory()
+    assert peak is not None
+    assert peak > 64 << 20

@@ -432,9 +432,9 @@ static int64_t peak(void) {
     int8x8_t one = vdup_n_s8(factor), weights = vdup_n_s8(factor);
     int16x8_t sum[CHAINS];
     /* chains that begin alike would be computed once */
-    _Pragma("GCC unroll 12") for (int16_t i = 0; i < CHAINS; i++) sum[i] = vdupq_n_s16(i);
+    UNROLL for (int16_t i = 0; i < CHAINS; i++) sum[i] = vdupq_n_s16(i);
     for (int round = 0; round < PEAK_ROUNDS; round++)
-        _Pragma("GCC unroll 12") for (int i = 0; i < CHAINS; i++) sum[i] = vmlal_s8(sum[i], weights, one);
+        UNROLL for (int i = 0; i < CHAINS; i++) sum[i] = vmlal_s8(sum[i], weights, one);
     int64_t n = 0;
     for (int i = 0; i < CHAINS; i++) n += vaddlvq_s16(sum[i]) - 8 * i;
     return n;

@@ -13,9 +13,6 @@
 
 #include "../kernels.h"
 
-#define INLINE static inline __attribute__((always_inline))
-#define UNROLL _Pragma("GCC unroll 12")
-
 enum { QUADS = 4, TOKENS = 4 };
 
 INLINE float32x4_t load_halves(const uint8_t *p) {

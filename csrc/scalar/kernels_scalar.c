@@ -6,8 +6,6 @@
 
 #include "../expf.h"
 
-#define INLINE static inline __attribute__((always_inline)) /* so that `type` is a constant below */
-
 /* -- quantised weights ------------------------------------------------------------------------------------- */
 
 static f16 half_at(const uint8_t *p, int lane) {

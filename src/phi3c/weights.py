@@ -139,9 +139,9 @@ def neox_order(rows: int, head_dim: int, rope_dims: int) -> NDArray[np.int64]:
     There the pairs that rotate together are adjacent rows, 2 j and 2 j + 1 of a head; here they are
     rope_dims / 2 apart.
     """
-    head = np.arange(head_dim)
+    head = np.arange(head_dim, dtype=np.int64)
     head[:rope_dims] = head[:rope_dims].reshape(-1, 2).T.ravel()
-    return (np.arange(0, rows, head_dim)[:, None] + head).ravel()
+    return (np.arange(0, rows, head_dim, dtype=np.int64)[:, None] + head).ravel()
 
 
 def pack(

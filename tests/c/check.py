@@ -3,6 +3,8 @@
 With --emulate: compile once, kernels_avxvnni.c and kernels_avx512.c for AVX2 with their intrinsics emulated
 in C, then run check_kernels.c on those too, without sanitizers.
 
+With --threads: compile with the thread sanitizer, and run all checks of the pool and few of the kernels.
+
 With --qemu: compile for x86-64 and for aarch64 as setup.py does, and run check_kernels.c, one check in SHARE,
 on the processors of QEMU: no illegal instruction, the right rung of the ladder, equality with scalar, and one
 digest of results everywhere; on the best processor of the machine that is not this one, under sanitizers.
@@ -31,6 +33,7 @@ TESTS = ROOT / "tests/c"
 CHECKER = TESTS / "check_kernels.c"
 STRICT = ["-Wall", "-Wextra", "-Werror"]
 SANITIZED = ["-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
+RACES = ["-O1", "-g", "-fsanitize=thread"]
 EMULATED = ["-O1"]
 EMULATED_ISAS = ("avxvnni", "avx512")
 EMULATION = ["-fno-inline", "-include"]  # inlining would treble the minute that it takes to compile
@@ -86,8 +89,8 @@ def link(objects: list[Path], program: Path, machine: str, extra: list[str]) -> 
     return program
 
 
-def check_here(folder: Path, emulate: bool) -> int:
-    machine, extra = platform.machine(), EMULATED if emulate else SANITIZED
+def check_here(folder: Path, extra: list[str], emulate: bool = False, share: str = "1") -> int:
+    machine = platform.machine()
     sources = sources_of(machine)
     if emulate:
         sources = [TESTS / "emulated_cpu.c" if path.name == "cpu.c" else path for path in sources]
@@ -95,7 +98,7 @@ def check_here(folder: Path, emulate: bool) -> int:
         compile_all(sources, folder, machine, [])
         print(f"{len(sources)} files of csrc compile without a warning", flush=True)
     objects = compile_all([*sources, CHECKER], folder, machine, extra, emulate)
-    return subprocess.run([link(objects, folder / "check_kernels", machine, extra)]).returncode
+    return subprocess.run([link(objects, folder / "check_kernels", machine, extra), share]).returncode
 
 
 def check_in_qemu(folder: Path) -> int:
@@ -146,11 +149,17 @@ def main() -> int:
     how = parser.add_mutually_exclusive_group()
     how.add_argument("--emulate", action="store_true", help="on a processor with AVX2 only")
     how.add_argument("--qemu", action="store_true", help="on emulated processors of x86-64 and aarch64")
+    how.add_argument("--threads", action="store_true", help="under the thread sanitizer")
     args = parser.parse_args()
     if args.emulate and ARCHITECTURE.get(platform.machine()) != "x86":
         parser.error("--emulate needs an x86 processor with AVX2")
     with tempfile.TemporaryDirectory() as name:
-        return check_in_qemu(Path(name)) if args.qemu else check_here(Path(name), args.emulate)
+        folder = Path(name)
+        if args.qemu:
+            return check_in_qemu(folder)
+        if args.threads:
+            return check_here(folder, RACES, share="1001")
+        return check_here(folder, EMULATED if args.emulate else SANITIZED, args.emulate)
 
 
 if __name__ == "__main__":

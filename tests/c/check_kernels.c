@@ -9,11 +9,11 @@
 #include <float.h>
 #include <math.h>
 #include <stdarg.h>
-#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
+#include "../../csrc/atomic.h"
 #include "../../csrc/kernels.h"
 #include "../../csrc/pool.h"
 
@@ -789,7 +789,7 @@ static void check_rows(void) {
 }
 
 static void count_items(void *arg, int64_t first, int64_t last) {
-    for (int64_t i = first; i < last; i++) atomic_fetch_add((atomic_int *)arg + i, 1);
+    for (int64_t i = first; i < last; i++) word_add((atomic_word *)arg + i, 1);
 }
 
 /* Every item of every job runs once, on more threads than there are cores. */
@@ -798,10 +798,10 @@ static void check_pool(int n_threads, int jobs) {
     phi3c_pool *pool = new_pool(n_threads);
     check(phi3c_pool_size(pool) == n_threads, "size");
     for (int job = 0; job < jobs; job++) {
-        atomic_int done[MOST] = {0};
+        atomic_word done[MOST] = {{0}};
         int n = below(MOST + 1), ok = 1;
         phi3c_pool_run(pool, count_items, done, n, 1 + below(4));
-        for (int i = 0; i < MOST; i++) ok &= done[i] == (i < n);
+        for (int i = 0; i < MOST; i++) ok &= word_load(&done[i]) == (i < n);
         check(ok, "%d threads, job %d", n_threads, job);
     }
     phi3c_pool_free(pool);

@@ -7,6 +7,7 @@ imported inside `main`, so that `phi3c --help` answers at once.
 from __future__ import annotations
 
 import argparse
+import errno
 import io
 import logging
 import os
@@ -44,6 +45,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     _set_up_logging()
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a terminal that lacks a character shows "?"
+        if sys.platform == "win32" and not sys.stdout.isatty() and "PYTHONIOENCODING" not in os.environ:
+            sys.stdout.reconfigure(encoding="utf-8")  # as prompts are read; else files get the code page
     try:
         code: int = args.main(args)
         sys.stdout.flush()
@@ -51,14 +54,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print(file=sys.stderr)
         return EXIT_INTERRUPTED
-    except BrokenPipeError:  # the reader has had enough, as in `phi3c run ... | head`
-        # Python flushes stdout once more on its way out: give it somewhere to go
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
     except Phi3cError as error:
         logging.getLogger("phi3c").debug("traceback of the error below", exc_info=True)
         print(f"phi3c: error: {error}", file=sys.stderr)
         return _exit_code(error)
+    except OSError as error:
+        if error.errno != errno.EPIPE and (sys.platform != "win32" or error.errno != errno.EINVAL):
+            raise
+        # The reader has had enough, as in `phi3c run ... | head`. Python flushes stdout once more on its way
+        # out: give it somewhere to go.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:

@@ -33,7 +33,7 @@ class ProgressBar:
 
     def __init__(self, stream: TextIO | None = None, patience: float = PATIENCE) -> None:
         self._stream = stream or sys.stderr
-        self._enabled = self._stream.isatty()
+        self._enabled = _is_terminal(self._stream)
         self._patience = patience
         self._stage = ""
         self._started = 0.0
@@ -87,3 +87,16 @@ class ProgressBar:
 
 def _rate(stage: str, per_second: float) -> str:
     return f"{per_second / 1e6:.1f} MB/s" if stage in BYTES else f"{per_second:.0f} tok/s"
+
+
+def _is_terminal(stream: TextIO) -> bool:
+    """Whether escape sequences do on the stream what they should; a Windows console has to be asked."""
+    if sys.platform != "win32" or not stream.isatty():
+        return stream.isatty()
+    import ctypes
+    import msvcrt
+
+    console, mode = ctypes.c_void_p(msvcrt.get_osfhandle(stream.fileno())), ctypes.c_uint32(0)
+    kernel32, follow_escapes = ctypes.windll.kernel32, 4  # ENABLE_VIRTUAL_TERMINAL_PROCESSING
+    known = kernel32.GetConsoleMode(console, ctypes.byref(mode))
+    return bool(known and kernel32.SetConsoleMode(console, ctypes.c_uint32(mode.value | follow_escapes)))

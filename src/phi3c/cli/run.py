@@ -14,6 +14,7 @@ from phi3c.cli.profile import print_profile
 from phi3c.cli.progress import ProgressBar
 from phi3c.cli.template import add_chat_template, read_chat_template
 from phi3c.cli.text import read_argument
+from phi3c.memory import peak_memory
 
 if TYPE_CHECKING:
     from phi3c.completion import Completion
@@ -184,13 +185,3 @@ def _print_stats(completion: Completion) -> None:
         lines["read again"] = f"{timings.reprefill_tokens} tokens, {timings.reprefill_ms:.0f} ms"
     for name, value in lines.items():
         print(f"{name:14}{value}", file=sys.stderr)
-
-
-def peak_memory() -> int | None:
-    """Largest resident size of this process so far in bytes; None where the system does not tell."""
-    try:
-        import resource
-    except ImportError:  # Windows
-        return None
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024

@@ -1,0 +1,42 @@
+/* SPDX-License-Identifier: MIT */
+/* Memory from the system, zeroed when it is first touched. */
+#include "phi3c.h"
+
+#ifdef _WIN32
+
+#include <windows.h>
+
+/* Large pages would need a privilege that users lack. */
+void *phi3c_alloc(size_t n_bytes) { return VirtualAlloc(NULL, n_bytes, MEM_RESERVE | MEM_COMMIT, PAGE_READWRITE); }
+
+void phi3c_free(void *memory, size_t n_bytes) {
+    (void)n_bytes;
+    if (memory) VirtualFree(memory, 0, MEM_RELEASE);
+}
+
+#else
+
+#include <sys/mman.h>
+
+enum { HUGE_PAGE = 2 << 20 };
+
+/* The mapping is over-long by one huge page, so that an aligned start can be cut from it. */
+void *phi3c_alloc(size_t n_bytes) {
+    n_bytes = (n_bytes + HUGE_PAGE - 1) / HUGE_PAGE * HUGE_PAGE;
+    uint8_t *whole =
+        mmap(NULL, n_bytes + HUGE_PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (whole == MAP_FAILED) return NULL;
+    size_t before = (HUGE_PAGE - (uintptr_t)whole % HUGE_PAGE) % HUGE_PAGE;
+    if (before) munmap(whole, before);
+    if (HUGE_PAGE - before) munmap(whole + before + n_bytes, HUGE_PAGE - before);
+#ifdef MADV_HUGEPAGE
+    madvise(whole + before, n_bytes, MADV_HUGEPAGE);
+#endif
+    return whole + before;
+}
+
+void phi3c_free(void *memory, size_t n_bytes) {
+    if (memory) munmap(memory, (n_bytes + HUGE_PAGE - 1) / HUGE_PAGE * HUGE_PAGE);
+}
+
+#endif
