@@ -6,8 +6,7 @@ TEXT := ../shared/golden/gpl-3-head.txt
 LONG_TEXT := /usr/share/common-licenses/GPL-3
 
 .PHONY: build test lint check-c check-threads check-emulated check-qemu check-targets check-baseline check-arm64 \
-	check-workflows check-wheel bench \
-	accuracy vocabularies goldens clean
+	check-workflows check-wheel bench accuracy vocabularies goldens clean
 
 build: .venv  # compile the extension in place
 	pip install --quiet --group test --group lint --editable .
