@@ -37,13 +37,15 @@ check-emulated:  # the kernels for AVX-VNNI and AVX-512 where there is AVX2 only
 check-qemu:  # the checker on emulated x86-64 and ARM processors, old and new
 	python3 tests/c/check.py --qemu
 
-check-targets:  # csrc for Windows, macOS and musl by zig cc (pip install ziglang); in Wine and QEMU where they are
+check-targets: .venv  # csrc for Windows, macOS and musl by zig cc; run in Wine and QEMU where they are
+	pip install --quiet ziglang
 	python tests/c/check_targets.py
 
 check-baseline:  # the built x86-64 extension: only files named by an instruction set go beyond the baseline
 	python3 tests/c/check_baseline.py src/phi3c/_kernels.*.so
 
-check-arm64:  # the package in an emulated ARM Debian, on the demo model: same text, same logits; needs root
+check-arm64: .venv  # the package in an emulated ARM Debian, on the demo model: same text, same logits; needs root
+	pip install --quiet --editable . cython 'setuptools>=77'
 	tests/check_arm64.sh
 
 goldens: .venv  # tests/golden anew, from transformers; LONG_TEXT has 3500 tokens or more
