@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from phi3c.bench import Benchmark, Result, Workload
 
-COLUMNS = {"test": 24, "threads": 7, "tok/s": 18, "rate": 12, "limit": 12, "share": 6}  # of the table: width
+COLUMNS = {"test": 24, "threads": 7, "tok/s": 21, "rate": 12, "limit": 12, "share": 6}  # of the table: width
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
