@@ -69,7 +69,7 @@ typedef struct {
     int16_t sum16[16];  /* sum of q << shift over 16, for the mins of q2_K */
     float d;
     uint32_t outliers; /* bit s: group s has a part in the second block; 0 there */
-    uint8_t unused[8]; /* 448 bytes: rows of 3072 and 8192 columns do not start in the same cache sets */
+    uint8_t unused[8]; /* seven cache lines */
 } block_x8;
 
 static_assert(sizeof(block_x8) == 448, "x8");

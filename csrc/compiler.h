@@ -3,6 +3,8 @@
 #ifndef PHI3C_COMPILER_H
 #define PHI3C_COMPILER_H
 
+#include <stdint.h>
+
 #if defined(_MSC_VER) && !defined(__clang__)
 
 #if _MSC_VER < 1930
@@ -12,11 +14,22 @@
 #define NOINLINE static __declspec(noinline)
 #define UNROLL
 
+#include <intrin.h>
+
+/* The number of the lowest bit that is set in bits, which are not all 0. */
+INLINE int lowest_bit(uint32_t bits) {
+    unsigned long i;
+    _BitScanForward(&i, bits);
+    return (int)i;
+}
+
 #else
 
 #define INLINE static inline __attribute__((always_inline))
 #define NOINLINE static __attribute__((noinline))
 #define UNROLL _Pragma("GCC unroll 12")
+
+INLINE int lowest_bit(uint32_t bits) { return __builtin_ctz(bits); }
 
 #endif
 

@@ -56,6 +56,9 @@ static inline uint32_t find_outliers(const block_x8 *block, const float group[8]
     return outliers;
 }
 
+/* Where the second blocks of a quantised row begin. */
+static inline size_t second_blocks_at(int64_t columns) { return (size_t)((columns + 255) / 256) * sizeof(block_x8); }
+
 /* Of the keys, or the values, of a kv head in a page of q8_0: 64 positions times head_dim / 32 halves. */
 static inline size_t q8_0_scale_bytes(int head_dim) { return (size_t)(head_dim / 32) * PHI3C_TILE * sizeof(f16); }
 

@@ -292,7 +292,7 @@ NOINLINE __m512 second_part(int type, const uint8_t *p, const uint8_t *x, int n3
 /* M tokens against a panel of quantised weights. */
 INLINE void quantised_tokens(const int type, const int M, float *out, const uint8_t *panel, const uint8_t *x,
                              size_t x_stride, int64_t columns) {
-    const size_t bytes32 = phi3c_packed_bytes(type, 16, 256) / 8, second_blocks = phi3c_x8_bytes(columns) / 2;
+    const size_t bytes32 = phi3c_packed_bytes(type, 16, 256) / 8, second_blocks = second_blocks_at(columns);
     __m512 sum[TOKENS], part[TOKENS];
     UNROLL for (int t = 0; t < M; t++) sum[t] = _mm512_setzero_ps();
     for (int64_t left = columns / 32; left > 0; left -= 8) {

@@ -55,6 +55,9 @@ INLINE __m256i twice(__m256i v) { return even_odd(v, _mm256_slli_epi32(v, 16)); 
 /* Of the K types; of the others they have 16 columns. */
 INLINE int has_groups_of_32(const int type) { return type == PHI3C_Q4_K || type == PHI3C_Q5_K || type == PHI3C_IQ4_XS; }
 
+/* Groups of 32 that share bytes of a panel: which bits are a group's, its place among these says. */
+INLINE int groups_together(const int type) { return has_blocks_of_32(type) ? 1 : has_groups_of_32(type) ? 2 : 4; }
+
 /* Types whose weights are signed bytes; those of the others are unsigned. */
 INLINE int is_signed(const int type) { return type == PHI3C_Q8_0 || type == PHI3C_IQ4_NL || type == PHI3C_IQ4_XS; }
 
@@ -66,8 +69,8 @@ INLINE const block_x8 *token(const uint8_t *x, size_t x_stride, int t) {
     return (const block_x8 *)(x + (size_t)t * x_stride);
 }
 
-/* Columns 4 g to 4 g + 3 of 32-column group `base + j` in a super-block of n32, for half 0 or 1 of the rows. base is 0
- * or 4 for groups of 16, even for other K types. */
+/* Columns 4 g to 4 g + 3 of 32-column group `base + j` in a super-block of n32, for half 0 or 1 of the rows. base is a
+ * multiple of groups_together(). */
 INLINE __m256i weights4(const int type, const uint8_t *p, int half, int base, const int j, const int g, int n32) {
     const uint8_t *q = p + 32 * half; /* in every array of [16 rows][4] bytes */
     __m256i v;
@@ -125,116 +128,98 @@ INLINE __m256i weights(const int type, const super_block *w, const uint8_t *byte
     return weights4(type, w->panel, half, base, j, g, w->n32);
 }
 
-/* Legacy types: 32 columns, one float scale (and min). */
-INLINE void legacy_super(const int type, const int M, __m256 part[2][TOKENS], const super_block *w,
-                         const uint8_t *bytes, const uint8_t *x, size_t x_stride, uint32_t groups) {
+/* Legacy types: part += group s, 32 columns with one float scale (and min). */
+INLINE void legacy_group(const int type, const int M, __m256 part[2][TOKENS], const super_block *w,
+                         const uint8_t *bytes, const int s, const uint8_t *x, size_t x_stride) {
     const int bias = type == PHI3C_Q4_0 ? 3 : 4; /* log2; of q4_0 and q5_0 */
     const int has_min = type == PHI3C_Q4_1 || type == PHI3C_Q5_1, has_bias = !has_min && !is_signed(type);
     const __m256i ones[2] = {_mm256_set1_epi16(1), _mm256_set1_epi16(1)};
-    UNROLL for (int t = 0; t < M; t++) part[0][t] = part[1][t] = _mm256_setzero_ps();
-    for (int s = 0; s < w->n32; s++) {
-        if (!(groups >> s & 1)) continue;
-        __m256i sum[2][TOKENS];
-        scaled_dot(type, M, sum, 0, 8, ones, w, bytes, s, 0, x, x_stride);
-        UNROLL for (int t = 0; t < M; t++) UNROLL for (int half = 0; half < 2; half++) {
-            const block_x8 *block = token(x, x_stride, t);
-            __m256i v = sum[half][t];
-            if (has_bias) v = _mm256_add_epi32(v, _mm256_slli_epi32(broadcast32(&block->nsum32[s]), bias));
-            v = _mm256_sllv_epi32(v, broadcast32(&block->shift[s]));
-            part[half][t] = _mm256_fmadd_ps(w->d[s][half], _mm256_cvtepi32_ps(v), part[half][t]);
-            if (has_min) {
-                __m256 sum32 = _mm256_set1_ps((float)block->sum32[s]);
-                part[half][t] = _mm256_fmadd_ps(w->m[s][half], sum32, part[half][t]);
-            }
+    __m256i sum[2][TOKENS];
+    scaled_dot(type, M, sum, 0, 8, ones, w, bytes, s, 0, x, x_stride);
+    UNROLL for (int t = 0; t < M; t++) UNROLL for (int half = 0; half < 2; half++) {
+        const block_x8 *block = token(x, x_stride, t);
+        __m256i v = sum[half][t];
+        if (has_bias) v = _mm256_add_epi32(v, _mm256_slli_epi32(broadcast32(&block->nsum32[s]), bias));
+        v = _mm256_sllv_epi32(v, broadcast32(&block->shift[s]));
+        part[half][t] = _mm256_fmadd_ps(w->d[s][half], _mm256_cvtepi32_ps(v), part[half][t]);
+        if (has_min) {
+            __m256 sum32 = _mm256_set1_ps((float)block->sum32[s]);
+            part[half][t] = _mm256_fmadd_ps(w->m[s][half], sum32, part[half][t]);
         }
     }
 }
 
-/* q4_K, q5_K, iq4_xs: groups of 32 columns. */
-INLINE void k32_super(const int type, const int M, __m256 part[2][TOKENS], const super_block *w, const uint8_t *bytes,
-                      const uint8_t *x, size_t x_stride, uint32_t groups) {
-    __m256i total[2][TOKENS];
-    UNROLL for (int t = 0; t < M; t++) total[0][t] = total[1][t] = _mm256_setzero_si256();
-    for (int base = 0; base < 8; base += 2) {
-        if (!(groups >> base & 3)) continue;
-        UNROLL for (int j = 0; j < 2; j++) {
-            __m256i sum[2][TOKENS];
-            scaled_dot(type, M, sum, 0, 8, w->scale[base + j], w, bytes, base, j, x, x_stride);
-            UNROLL for (int t = 0; t < M; t++) {
-                __m256i shift = broadcast32(&token(x, x_stride, t)->shift[base + j]);
-                UNROLL for (int half = 0; half < 2; half++) {
-                    total[half][t] = _mm256_add_epi32(total[half][t], _mm256_sllv_epi32(sum[half][t], shift));
-                    KEEP(total[half][t]);
-                }
-            }
-        }
+/* K types: total += group base + j, 32 columns with one integer scale or two. */
+INLINE void k_group(const int type, const int M, __m256i total[2][TOKENS], const super_block *w, const uint8_t *bytes,
+                    int base, const int j, const uint8_t *x, size_t x_stride) {
+    const int s = base + j;
+    __m256i sum[2][TOKENS], second[2][TOKENS];
+    if (has_groups_of_32(type))
+        scaled_dot(type, M, sum, 0, 8, w->scale[s], w, bytes, base, j, x, x_stride);
+    else {
+        scaled_dot(type, M, sum, 0, 4, w->scale[2 * s], w, bytes, base, j, x, x_stride);
+        scaled_dot(type, M, second, 4, 8, w->scale[2 * s + 1], w, bytes, base, j, x, x_stride);
     }
     UNROLL for (int t = 0; t < M; t++) {
-        UNROLL for (int half = 0; half < 2; half++) part[half][t] =
-            _mm256_mul_ps(w->d[0][half], _mm256_cvtepi32_ps(total[half][t]));
-        if (type == PHI3C_IQ4_XS) continue;
-        __m256i minsum[2] = {_mm256_setzero_si256(), _mm256_setzero_si256()};
-        UNROLL for (int s = 0; s < 8; s += 2) {
-            __m256i sums = broadcast32(&token(x, x_stride, t)->sum32[s]);
-            UNROLL for (int half = 0; half < 2; half++) minsum[half] =
-                _mm256_add_epi32(minsum[half], _mm256_madd_epi16(w->min[s][half], sums));
-        }
-        UNROLL for (int half = 0; half < 2; half++) part[half][t] =
-            _mm256_fnmadd_ps(w->m[0][half], _mm256_cvtepi32_ps(minsum[half]), part[half][t]);
-    }
-}
-
-/* q2_K, q3_K, q6_K: groups of 16 columns. minsum is the sum of mins times activations, or of scales times activations
- * for the types whose weights have a bias: |minsum| is at most 16 * 128 * 16256 < 2^25, and a biased sum is exact
- * modulo 2^32. */
-INLINE void k16_super(const int type, const int M, __m256 part[2][TOKENS], const super_block *w, const uint8_t *bytes,
-                      const uint8_t *x, size_t x_stride, uint32_t groups) {
-    const int bias = type == PHI3C_Q6_K ? 5 : 2; /* log2; of q6_K and q3_K */
-    __m256i total[2][TOKENS];
-    UNROLL for (int t = 0; t < M; t++) total[0][t] = total[1][t] = _mm256_setzero_si256();
-    for (int base = 0; base < 8; base += 4) UNROLL for (int j = 0; j < 4; j++) {
-            const int s = base + j;
-            if (!(groups >> s & 1)) continue;
-            __m256i first[2][TOKENS], second[2][TOKENS];
-            scaled_dot(type, M, first, 0, 4, w->scale[2 * s], w, bytes, base, j, x, x_stride);
-            scaled_dot(type, M, second, 4, 8, w->scale[2 * s + 1], w, bytes, base, j, x, x_stride);
-            UNROLL for (int t = 0; t < M; t++) {
-                const block_x8 *block = token(x, x_stride, t);
-                __m256i shift = broadcast32(&block->shift[s]);
-                UNROLL for (int half = 0; half < 2; half++) {
-                    __m256i sum = _mm256_add_epi32(first[half][t], second[half][t]);
-                    total[half][t] = _mm256_add_epi32(total[half][t], _mm256_sllv_epi32(sum, shift));
-                    KEEP(total[half][t]);
-                }
-            }
-        }
-    UNROLL for (int t = 0; t < M; t++) {
-        __m256i minsum[2] = {_mm256_setzero_si256(), _mm256_setzero_si256()};
-        UNROLL for (int s = 0; s < 8; s++) {
-            __m256i sums = broadcast32(&token(x, x_stride, t)->sum16[2 * s]);
-            UNROLL for (int half = 0; half < 2; half++) minsum[half] =
-                _mm256_add_epi32(minsum[half], _mm256_madd_epi16(w->min[s][half], sums));
-        }
+        __m256i shift = broadcast32(&token(x, x_stride, t)->shift[s]);
         UNROLL for (int half = 0; half < 2; half++) {
-            __m256i sum = total[half][t];
-            if (type != PHI3C_Q2_K) sum = _mm256_sub_epi32(sum, _mm256_slli_epi32(minsum[half], bias));
-            part[half][t] = _mm256_mul_ps(w->d[0][half], _mm256_cvtepi32_ps(sum));
-            if (type == PHI3C_Q2_K)
-                part[half][t] = _mm256_fnmadd_ps(w->m[0][half], _mm256_cvtepi32_ps(minsum[half]), part[half][t]);
+            __m256i v = sum[half][t];
+            if (!has_groups_of_32(type)) v = _mm256_add_epi32(v, second[half][t]);
+            total[half][t] = _mm256_add_epi32(total[half][t], _mm256_sllv_epi32(v, shift));
+            KEEP(total[half][t]);
         }
     }
 }
 
-/* out[t] += a super-block times M blocks, of which only the groups of 32 set in `groups` are not 0. */
+/* The same for a group that is known at run time. */
+INLINE void any_k_group(const int type, __m256i total[2][TOKENS], const super_block *w, const uint8_t *bytes, int s,
+                        const block_x8 *x) {
+    const uint8_t *block = (const uint8_t *)x;
+    switch (bytes ? 0 : s % groups_together(type)) {
+    case 0: k_group(type, 1, total, w, bytes, s, 0, block, 0); break;
+    case 1: k_group(type, 1, total, w, bytes, s - 1, 1, block, 0); break;
+    case 2: k_group(type, 1, total, w, bytes, s - 2, 2, block, 0); break;
+    default: k_group(type, 1, total, w, bytes, s - 3, 3, block, 0);
+    }
+}
+
+/* K types: what a super-block adds up to for half the rows. minsum is the sum of mins times activations, or of scales
+ * times activations for the types whose weights have a bias: |minsum| is at most 16 * 128 * 16256 < 2^25, and a biased
+ * sum is exact modulo 2^32. */
+INLINE __m256 k_part(const int type, const super_block *w, const int half, __m256i total, __m256i minsum) {
+    if (type == PHI3C_Q6_K) total = _mm256_sub_epi32(total, _mm256_slli_epi32(minsum, 5));
+    if (type == PHI3C_Q3_K) total = _mm256_sub_epi32(total, _mm256_slli_epi32(minsum, 2));
+    __m256 part = _mm256_mul_ps(w->d[0][half], _mm256_cvtepi32_ps(total));
+    if (type != PHI3C_Q4_K && type != PHI3C_Q5_K && type != PHI3C_Q2_K) return part;
+    return _mm256_fnmadd_ps(w->m[0][half], _mm256_cvtepi32_ps(minsum), part);
+}
+
+/* out[t] += a super-block times M blocks. */
 INLINE void multiply_blocks(const int type, const int M, float *out, const super_block *w, const uint8_t *bytes,
-                            const uint8_t *x, size_t x_stride, uint32_t groups) {
+                            const uint8_t *x, size_t x_stride) {
+    const int step = bytes ? 1 : groups_together(type), min_step = has_groups_of_32(type) ? 2 : 1;
     __m256 part[2][TOKENS];
-    if (has_blocks_of_32(type))
-        legacy_super(type, M, part, w, bytes, x, x_stride, groups);
-    else if (has_groups_of_32(type))
-        k32_super(type, M, part, w, bytes, x, x_stride, groups);
-    else
-        k16_super(type, M, part, w, bytes, x, x_stride, groups);
+    if (has_blocks_of_32(type)) {
+        UNROLL for (int t = 0; t < M; t++) part[0][t] = part[1][t] = _mm256_setzero_ps();
+        for (int s = 0; s < w->n32; s++) legacy_group(type, M, part, w, bytes, s, x, x_stride);
+    } else {
+        __m256i total[2][TOKENS];
+        UNROLL for (int t = 0; t < M; t++) total[0][t] = total[1][t] = _mm256_setzero_si256();
+        for (int base = 0; base < 8; base += step)
+            UNROLL for (int j = 0; j < step; j++) k_group(type, M, total, w, bytes, base, j, x, x_stride);
+        UNROLL for (int t = 0; t < M; t++) {
+            const block_x8 *block = token(x, x_stride, t);
+            __m256i minsum[2] = {_mm256_setzero_si256(), _mm256_setzero_si256()};
+            UNROLL for (int s = 0; s < 8; s += min_step) {
+                if (type == PHI3C_IQ4_XS) continue;
+                __m256i sums = broadcast32(min_step == 2 ? &block->sum32[s] : &block->sum16[2 * s]);
+                UNROLL for (int half = 0; half < 2; half++) minsum[half] =
+                    _mm256_add_epi32(minsum[half], _mm256_madd_epi16(w->min[s][half], sums));
+            }
+            UNROLL for (int half = 0; half < 2; half++) part[half][t] =
+                k_part(type, w, half, total[half][t], minsum[half]);
+        }
+    }
     UNROLL for (int t = 0; t < M; t++) UNROLL for (int half = 0; half < 2; half++) {
         float *sum = out + t * 16 + half * 8;
         __m256 d = _mm256_set1_ps(token(x, x_stride, t)->d);
@@ -242,15 +227,56 @@ INLINE void multiply_blocks(const int type, const int M, float *out, const super
     }
 }
 
-/* The blocks of M tokens, then their second blocks: token by token, since one group in eleven has outliers, but of four
- * tokens together up to four in eleven. */
-INLINE void multiply_tokens(const int type, const int M, float *out, const super_block *w, const uint8_t *bytes,
-                            const uint8_t *x, size_t x_stride, size_t second_blocks) {
-    multiply_blocks(type, M, out, w, bytes, x, x_stride, 0xff);
-    for (int t = 0; t < M; t++) {
-        const uint8_t *block = x + (size_t)t * x_stride;
-        uint32_t groups = token(block, 0, 0)->outliers;
-        if (groups) multiply_blocks(type, 1, out + t * 16, w, bytes, block + second_blocks, 0, groups);
+/* out += a super-block times a second block, which is 0 but for `groups`: most often one. */
+INLINE void multiply_second(const int type, float *out, const super_block *w, const uint8_t *bytes, const block_x8 *x,
+                            uint32_t groups) {
+    __m256i total[2][TOKENS], minsum[2];
+    __m256 part[2][TOKENS];
+    UNROLL for (int half = 0; half < 2; half++) {
+        total[half][0] = minsum[half] = _mm256_setzero_si256();
+        part[half][0] = _mm256_setzero_ps();
+    }
+    for (; groups; groups &= groups - 1) {
+        const int s = lowest_bit(groups);
+        if (has_blocks_of_32(type)) {
+            legacy_group(type, 1, part, w, bytes, s, (const uint8_t *)x, 0);
+            continue;
+        }
+        any_k_group(type, total, w, bytes, s, x);
+        if (type == PHI3C_IQ4_XS) continue;
+        const int odd = has_groups_of_32(type) ? s % 2 : 0; /* of a pair of groups, one takes part */
+        __m256i sums = has_groups_of_32(type) ? _mm256_set1_epi32((int)((uint32_t)(uint16_t)x->sum32[s] << 16 * odd))
+                                              : broadcast32(&x->sum16[2 * s]);
+        UNROLL for (int half = 0; half < 2; half++) minsum[half] =
+            _mm256_add_epi32(minsum[half], _mm256_madd_epi16(w->min[s - odd][half], sums));
+    }
+    __m256 d = _mm256_set1_ps(x->d);
+    UNROLL for (int half = 0; half < 2; half++) {
+        if (!has_blocks_of_32(type)) part[half][0] = k_part(type, w, half, total[half][0], minsum[half]);
+        _mm256_storeu_ps(out + 8 * half, _mm256_fmadd_ps(part[half][0], d, _mm256_loadu_ps(out + 8 * half)));
+    }
+}
+
+typedef void second_tile(float *out, const super_block *w, const uint8_t *bytes, const block_x8 *x, uint32_t groups);
+
+/* The blocks of n tokens, then their second blocks: token by token and group by group, since one group in eleven has
+ * outliers, but of four tokens together up to four in eleven. */
+INLINE void multiply_tokens(const int type, second_tile *second, float *out, const super_block *w, const uint8_t *bytes,
+                            const uint8_t *x, size_t x_stride, size_t second_blocks, int n) {
+    int t = 0;
+    for (; n - t >= TOKENS; t += TOKENS)
+        multiply_blocks(type, TOKENS, out + t * 16, w, bytes, x + (size_t)t * x_stride, x_stride);
+    float *rest = out + t * 16;
+    const uint8_t *x_rest = x + (size_t)t * x_stride;
+    if (n - t == 3)
+        multiply_blocks(type, 3, rest, w, bytes, x_rest, x_stride);
+    else if (n - t == 2)
+        multiply_blocks(type, 2, rest, w, bytes, x_rest, x_stride);
+    else if (n - t == 1)
+        multiply_blocks(type, 1, rest, w, bytes, x_rest, x_stride);
+    for (t = 0; t < n; t++, x += x_stride) {
+        uint32_t groups = token(x, 0, 0)->outliers;
+        if (groups) second(out + t * 16, w, bytes, (const block_x8 *)(x + second_blocks), groups);
     }
 }
 
@@ -310,7 +336,7 @@ INLINE void unpack_scales(const int type, super_block *w, const uint8_t *planes,
 }
 
 INLINE void unpack_weights(const int type, uint8_t *bytes, const uint8_t *panel, int n32) {
-    const int step = has_blocks_of_32(type) ? 1 : has_groups_of_32(type) ? 2 : 4; /* see weights4 */
+    const int step = groups_together(type);
     for (int base = 0; base < n32; base += step)
         UNROLL for (int j = 0; j < step; j++) UNROLL for (int g = 0; g < 8; g++) {
             uint8_t *out = bytes + ((base + j) * 8 + g) * 64;
@@ -333,9 +359,9 @@ INLINE int fetches_ahead(const int type, int n) {
     return n < TOKENS ? has_high_plane(type) && type != PHI3C_Q5_K : type != PHI3C_Q8_0;
 }
 
-INLINE void quantised_tile(const int type, float *out, const uint8_t *panel, const uint8_t *x, size_t x_stride, int n,
-                           int64_t columns) {
-    const size_t bytes32 = phi3c_packed_bytes(type, 16, 256) / 8, second_blocks = phi3c_x8_bytes(columns) / 2;
+INLINE void quantised_tile(const int type, second_tile *second, float *out, const uint8_t *panel, const uint8_t *x,
+                           size_t x_stride, int n, int64_t columns) {
+    const size_t bytes32 = phi3c_packed_bytes(type, 16, 256) / 8, second_blocks = second_blocks_at(columns);
     const int many = has_high_plane(type) ? TOKENS : 2 * TOKENS; /* tokens that pay for unpacking first */
     memset(out, 0, (size_t)n * 16 * sizeof(float));
     for (int64_t left = columns / 32; left > 0; left -= 8) {
@@ -355,33 +381,26 @@ INLINE void quantised_tile(const int type, float *out, const uint8_t *panel, con
         if (fetches_ahead(type, n))
             for (size_t i = 0; i < bytes32 * 8; i += 64)
                 _mm_prefetch((const char *)panel + 2 * bytes32 * 8 + i, _MM_HINT_T1);
-        int t = 0;
         if (n >= many) {
             unpack_weights(type, bytes, panel, w.n32);
-            for (; n - t >= TOKENS; t += TOKENS)
-                multiply_tokens(type, TOKENS, out + t * 16, &w, bytes, x + (size_t)t * x_stride, x_stride,
-                                second_blocks);
-        }
-        if (!has_high_plane(type) && n - t >= TOKENS) {
-            multiply_tokens(type, TOKENS, out, &w, NULL, x, x_stride, second_blocks);
-            t = TOKENS;
-        }
-        float *rest = out + t * 16;
-        const uint8_t *x_rest = x + (size_t)t * x_stride;
-        if (n - t == 3)
-            multiply_tokens(type, 3, rest, &w, NULL, x_rest, x_stride, second_blocks);
-        else if (n - t == 2)
-            multiply_tokens(type, 2, rest, &w, NULL, x_rest, x_stride, second_blocks);
-        else if (n - t == 1)
-            multiply_tokens(type, 1, rest, &w, NULL, x_rest, x_stride, second_blocks);
+            multiply_tokens(type, second, out, &w, bytes, x, x_stride, second_blocks, n);
+        } else
+            multiply_tokens(type, second, out, &w, NULL, x, x_stride, second_blocks, n);
         panel += bytes32 * (size_t)w.n32;
         x += sizeof(block_x8);
     }
 }
 
 #define TILE(name, type)                                                                                               \
+    NOINLINE void name##_second(float *out, const super_block *w, const uint8_t *bytes, const block_x8 *x,             \
+                                uint32_t groups) {                                                                     \
+        if (bytes)                                                                                                     \
+            multiply_second(type, out, w, bytes, x, groups);                                                           \
+        else                                                                                                           \
+            multiply_second(type, out, w, NULL, x, groups);                                                            \
+    }                                                                                                                  \
     static void name(float *out, const uint8_t *panel, const uint8_t *x, size_t x_stride, int n, int64_t columns) {    \
-        quantised_tile(type, out, panel, x, x_stride, n, columns);                                                     \
+        quantised_tile(type, name##_second, out, panel, x, x_stride, n, columns);                                      \
     }
 TILE(tile_q4_0, PHI3C_Q4_0)
 TILE(tile_q4_1, PHI3C_Q4_1)
