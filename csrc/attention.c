@@ -108,7 +108,7 @@ typedef struct {
     int64_t stride; /* floats in a row of qkv */
     float *out;
     int64_t out_stride;
-    int tokens; /* of a query tile */
+    int tokens, heads; /* of a query tile, at most */
 } attention_job;
 
 /* NeoX pairs: element j turns with element j + rope_dims / 2; elements beyond rope_dims stay as they are. */
@@ -210,7 +210,7 @@ static void attend_queries(const attention_job *job, const phi3c_span *span, int
 static void attend(void *arg, int64_t first, int64_t last) {
     const attention_job *job = arg;
     const phi3c_attention *a = job->a;
-    int group = a->head_count / a->head_count_kv, most = most_queries(a->head_dim), parts = (group + most - 1) / most;
+    int group = a->head_count / a->head_count_kv, most = job->heads, parts = (group + most - 1) / most;
     const phi3c_span *span = job->spans;
     int64_t base = 0; /* first item of the span */
     for (int64_t item = first; item < last; item++) {
@@ -226,15 +226,20 @@ static void attend(void *arg, int64_t first, int64_t last) {
 
 void phi3c_attend(phi3c_activation out, const phi3c_attention *a, const float *qkv, const phi3c_span *spans,
                   int n_spans, phi3c_pool *pool) {
-    int group = a->head_count / a->head_count_kv, most = most_queries(a->head_dim), parts = (group + most - 1) / most;
+    int group = a->head_count / a->head_count_kv, most = most_queries(a->head_dim);
     attention_job job = {.a = a, .qkv = (float *)qkv, .spans = spans, .out = out.f32, .out_stride = out.columns};
     job.stride = (int64_t)(a->head_count + 2 * a->head_count_kv) * a->head_dim;
     job.tokens = group < most ? most / group : 1;
-    int64_t n_items = 0, n_rows = 0;
+    int64_t n_tiles = 0, n_rows = 0; /* tiles of tokens, of each kv head */
     for (int i = 0; i < n_spans; i++) {
-        n_items += token_tiles(&job, &spans[i]) * a->head_count_kv * parts;
+        n_tiles += token_tiles(&job, &spans[i]) * a->head_count_kv;
         n_rows += spans[i].n;
     }
-    phi3c_pool_run(pool, attend, &job, n_items, 1);
+    /* Every part of a group reads its keys: so many parts that each has a thread of its own, else one. */
+    int parts = 1;
+    while (parts < group && n_tiles * (parts + 1) <= phi3c_pool_size(pool)) parts++;
+    int heads = (group + parts - 1) / parts;
+    job.heads = heads < most ? heads : most;
+    phi3c_pool_run(pool, attend, &job, n_tiles * ((group + job.heads - 1) / job.heads), 1);
     phi3c_quantize(out, n_rows, pool);
 }

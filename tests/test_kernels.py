@@ -453,6 +453,19 @@ def test_attention_in_chunks_gives_the_same_bits(
         np.testing.assert_array_equal(bits(cut), bits(whole))
 
 
+@pytest.mark.parametrize(("heads", "kv_heads"), [(12, 3), (9, 3), (40, 10), (28, 4), (50, 1)])
+@pytest.mark.parametrize("kv_type", KV_TYPES)
+def test_heads_shared_out_among_threads_give_the_same_bits(
+    kv_type: str, heads: int, kv_heads: int, isa: str
+) -> None:
+    """One token at a time, of two sequences and then of the longer alone, whose groups threads share."""
+    attention = Attention(kv_type, heads, kv_heads, 32, 32, 20, 70)
+    whole = attention.run(70, 1)
+    for n_threads in range(1, 9):
+        for cut, expected in zip(attention.run(1, n_threads), whole, strict=True):
+            np.testing.assert_array_equal(bits(cut), bits(expected))
+
+
 @pytest.mark.parametrize("poison", [np.nan, np.inf])
 @pytest.mark.parametrize("kv_type", KV_TYPES)
 def test_a_value_that_is_no_number_reaches_its_own_and_later_positions(

@@ -384,7 +384,35 @@ INLINE void attend_one(const int keys_kind, const int values_kind, float *max, f
     for (; d < head_dim; d += 16) multiply(values_kind, 1, 2, o + d, 0, p[0], 0, values, d, first, last);
 }
 
-/* Several queries: 16 columns of keys or values become floats once for all of them. */
+/* M queries that see the same keys: the page is read as it is too, 8 N columns at a time; fewer than 6 sums would wait
+ * for one another. */
+INLINE void attend_m(const int keys_kind, const int values_kind, const int M, const int N, float *max, float *sum,
+                     float *o, const float *q, factor keys, factor values, const int *first, const int *last,
+                     int head_dim) {
+    float p[ROWS][PHI3C_TILE];
+    memset(p, 0, (size_t)M * sizeof p[0]);
+    for (int c = 0; c < PHI3C_TILE; c += 8 * N)
+        multiply(keys_kind, M, N, p[0] + c, PHI3C_TILE, q, head_dim, keys, c, 0, head_dim);
+    softmax(max, sum, o, p, first, last, M, head_dim);
+    int d = 0;
+    for (; head_dim - d >= 8 * N; d += 8 * N)
+        multiply(values_kind, M, N, o + d, head_dim, p[0], PHI3C_TILE, values, d, *first, *last);
+    if (d < head_dim) multiply(values_kind, M, 2, o + d, head_dim, p[0], PHI3C_TILE, values, d, *first, *last);
+}
+
+/* The same for 2 to ROWS queries. */
+INLINE void attend_few(const int k, const int v, float *max, float *sum, float *o, const float *q, factor keys,
+                       factor values, const int *first, const int *last, int n, int head_dim) {
+    switch (n) {
+    case 2: attend_m(k, v, 2, 4, max, sum, o, q, keys, values, first, last, head_dim); break;
+    case 3: attend_m(k, v, 3, 2, max, sum, o, q, keys, values, first, last, head_dim); break;
+    case 4: attend_m(k, v, 4, 2, max, sum, o, q, keys, values, first, last, head_dim); break;
+    case 5: attend_m(k, v, 5, 2, max, sum, o, q, keys, values, first, last, head_dim); break;
+    default: attend_m(k, v, 6, 2, max, sum, o, q, keys, values, first, last, head_dim);
+    }
+}
+
+/* Any queries: 16 columns of keys or values become floats once for all of them. */
 INLINE void attend_several(const int keys_kind, const int values_kind, float *max, float *sum, float *o, const float *q,
                            factor keys, factor values, const int *first, const int *last, int n, int head_dim) {
     _Alignas(64) float p[PHI3C_QUERIES][PHI3C_TILE], slice[PHI3C_MAX_HEAD_DIM * 16];
@@ -423,12 +451,21 @@ INLINE void attend_several(const int keys_kind, const int values_kind, float *ma
     }
 }
 
+/* Whether n queries see the same keys, and are few. */
+INLINE int are_few(const int *first, const int *last, int n) {
+    for (int i = 1; i < n; i++)
+        if (first[i] != *first || last[i] != *last) return 0;
+    return n <= ROWS;
+}
+
 static void attend_f16(float *max, float *sum, float *o, const float *q, const uint8_t *kv, const uint8_t *next,
                        const int *first, const int *last, int n, int head_dim) {
     size_t half = phi3c_kv_bytes(PHI3C_F16, head_dim) / 2;
     factor keys = {kv, next, NULL, PHI3C_TILE}, values = {kv + half, next + half, NULL, head_dim};
     if (n == 1)
         attend_one(HALVES, HALVES, max, sum, o, q, keys, values, *first, *last, head_dim);
+    else if (are_few(first, last, n))
+        attend_few(HALVES, HALVES, max, sum, o, q, keys, values, first, last, n, head_dim);
     else
         attend_several(HALVES, HALVES, max, sum, o, q, keys, values, first, last, n, head_dim);
 }
@@ -445,6 +482,8 @@ static void attend_q8_0(float *max, float *sum, float *o, const float *q, const 
     factor keys = {kv, next, scales[0], PHI3C_TILE}, values = {kv + half, next + half, scales[1], head_dim};
     if (n == 1)
         attend_one(Q8_KEYS, Q8_VALUES, max, sum, o, q, keys, values, *first, *last, head_dim);
+    else if (are_few(first, last, n))
+        attend_few(Q8_KEYS, Q8_VALUES, max, sum, o, q, keys, values, first, last, n, head_dim);
     else
         attend_several(Q8_KEYS, Q8_VALUES, max, sum, o, q, keys, values, first, last, n, head_dim);
 }

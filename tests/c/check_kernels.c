@@ -610,6 +610,7 @@ static void check_attend(int type, int n, int head_dim, int masked) {
             first[p][i] = masked == 0 ? 0 : masked == 1 ? below(2) * i : below(PHI3C_TILE);
             last[p][i] = masked == 0 ? PHI3C_TILE : first[p][i] + 1 + below(PHI3C_TILE - first[p][i]);
             if (masked == 1) last[p][i] = PHI3C_TILE - n + i + 1; /* causal */
+            if (masked == 3) first[p][i] = first[p][0], last[p][i] = last[p][0];
         }
         for (int j = 0; masked && j < PHI3C_TILE; j++) { /* seen by at most one: poison for every other */
             int seen = 0;
@@ -855,12 +856,12 @@ static void check_isa(const char *isa) {
     report(isa, "to_f16");
     for (int h = 0; h < 7; h++)
         for (int i = 0; i < 13; i++)
-            for (int masked = 0; masked < 3; masked++)
+            for (int masked = 0; masked < 4; masked++)
                 if (!left_out()) check_attend(PHI3C_F16, queries[i], head_dims[h], masked);
     report(isa, "attend_tile f16");
     for (int h = 0; h < 7; h++)
         for (int i = 0; phi3c_kv_bytes(PHI3C_Q8_0, head_dims[h]) && i < 13; i++)
-            for (int masked = 0; masked < 3; masked++)
+            for (int masked = 0; masked < 4; masked++)
                 if (!left_out()) check_attend(PHI3C_Q8_0, queries[i], head_dims[h], masked);
     report(isa, "attend_tile q8_0");
     check_matmul();
