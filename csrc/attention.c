@@ -121,12 +121,28 @@ static void rotate(float *x, const float *c, const float *s, int rope_dims) {
     }
 }
 
+/* x = H x for each 32 values, H Sylvester's matrix of +-1, so H H = 32: sums and differences of neighbours, five times.
+ * A dimension that outgrows the others spreads over all 32, so that a key in q8_0 rounds every one of them finely;
+ * with q so turned as well, (H q) (H k) / 32 = q k. */
+static void hadamard(float *x, int head_dim) {
+    for (const float *end = x + head_dim; x < end; x += 32)
+        for (int stage = 0; stage < 5; stage++) {
+            float y[32];
+            for (int i = 0; i < 16; i++) {
+                y[i] = x[2 * i] + x[2 * i + 1];
+                y[i + 16] = x[2 * i] - x[2 * i + 1];
+            }
+            memcpy(x, y, sizeof y);
+        }
+}
+
 /* Items are (span, kv head): one head's page of keys stays in L1 while a run of positions is written to it. */
 static void rope_append(void *arg, int64_t first, int64_t last) {
     const attention_job *job = arg;
     const phi3c_attention *a = job->a;
     int hd = a->head_dim, group = a->head_count / a->head_count_kv, half_dims = a->rope_dims / 2;
-    float q_scale = 1.0f / sqrtf((float)hd);
+    int mixed = a->kv_type == PHI3C_Q8_0;
+    float q_scale = 1.0f / sqrtf((float)hd) / (mixed ? 32.0f : 1.0f);
     for (int64_t item = first; item < last; item++) {
         const phi3c_span *span = &job->spans[item / a->head_count_kv];
         const phi3c_rope *rope = &job->ropes[span->rope];
@@ -140,10 +156,12 @@ static void rope_append(void *arg, int64_t first, int64_t last) {
             for (int h = 0; h < group; h++) {
                 rotate(q + h * hd, c, s, a->rope_dims);
                 for (int d = 0; d < hd; d++) q[h * hd + d] *= q_scale;
+                if (mixed) hadamard(q + h * hd, hd);
             }
             rotate(k, c, s, a->rope_dims);
+            if (mixed) hadamard(k, hd);
             uint8_t *kv = kv_at(a, span->sequence, position, head);
-            (a->kv_type == PHI3C_F16 ? append_f16 : append_q8_0)(kv, k, v, slot, hd);
+            (mixed ? append_q8_0 : append_f16)(kv, k, v, slot, hd);
         }
     }
 }

@@ -136,7 +136,7 @@ typedef struct {
 } phi3c_span;
 
 /* Rotate q and k of qkv (n_rows, (head_count + 2 head_count_kv) head_dim) in place, scale q by 1/sqrt(head_dim),
- * and write k and v to the pages. */
+ * and write k and v to the pages; for keys in q8_0 q becomes H q / 32 and k becomes H k (docs/formats.md). */
 void phi3c_rope_append(const phi3c_attention *a, float *qkv, const phi3c_span *spans, int n_spans,
                        const phi3c_rope *ropes, phi3c_pool *pool);
 /* out row i (head_count head_dim floats) = softmax(q k) v over what row i may see; quantised as well. */

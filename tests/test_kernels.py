@@ -328,6 +328,16 @@ def stored_q8_0(x: F32) -> F64:
     return (q.astype(np.float64) * scale).reshape(x.shape)
 
 
+def stored_q8_0_keys(keys: F32) -> F64:
+    """What q8_0 keeps of keys (..., head_dim): of H k per 32 values, with Sylvester's H, so that H H = 32."""
+    mixed = keys.reshape(*keys.shape[:-1], -1, 2, 2, 2, 2, 2)
+    for axis in range(-1, -6, -1):  # in float32 and this order, as the kernels round
+        mixed = np.concatenate([mixed.sum(axis, keepdims=True), -np.diff(mixed, axis=axis)], axis=axis)
+    stored = stored_q8_0(mixed.reshape(keys.shape)).reshape(*keys.shape[:-1], -1, 32)
+    sylvester = [[(-1) ** (i & j).bit_count() for j in range(32)] for i in range(32)]
+    return (stored @ np.array(sylvester) / 32).reshape(keys.shape)
+
+
 class Attention:
     """One layer's heads over random q, k and v, and the same in NumPy."""
 
@@ -344,6 +354,7 @@ class Attention:
     ) -> None:
         self.heads, self.kv_heads, self.head_dim, self.window = heads, kv_heads, head_dim, window
         self.rope_dims, self.n = rope_dims, n
+        self.stored_keys = {"f16": stored_f16, "q8_0": stored_q8_0_keys}[kv_type]
         self.stored = {"f16": stored_f16, "q8_0": stored_q8_0}[kv_type]
         self.geometry = k.Heads(heads, kv_heads, head_dim, rope_dims, window, kv_type_id(kv_type, head_dim))
         # A set of rotary frequencies for each of the two sequences.
@@ -394,7 +405,7 @@ class Attention:
 
         group = self.heads // self.kv_heads
         q = rotated(q).astype(np.float64)
-        stored = self.stored(rotated(keys)).repeat(group, axis=1)
+        stored = self.stored_keys(rotated(keys)).repeat(group, axis=1)
         shown = self.stored(values).repeat(group, axis=1)
         scores = np.einsum("qhd,khd->hqk", q, stored) / np.sqrt(hd)
         age = np.arange(n)[:, None] - np.arange(n)
