@@ -107,8 +107,9 @@ static void transpose_u32(uint8_t *restrict dst, const uint8_t *const src[16], i
         }
 }
 
-/* q4_K's and q5_K's 12 bytes: two halves of 64 numbers and their upper bits stand in planes without being taken apart.
- * Scales are [s][16 rows]; mins [s / 2][16 rows][2], as halves are. */
+/* q4_K's and q5_K's 12 bytes: scales 0-3, mins 0-3, each with the two upper bits of number 4-7 above its six; then a
+ * nibble of scale and of min 4-7. So the nibbles are those of the planes already. Scales are [s][16 rows], mins
+ * [s / 2][16 rows][2], as halves are. */
 static void pack_scale_min(uint8_t *restrict planes, const uint8_t *const src[16], int at) {
     uint8_t scales[64], mins[64], upper_scales[64], upper_mins[64];
     transpose_u8(scales, src, at, 4);
@@ -186,6 +187,14 @@ typedef struct {
     const int64_t *order;
 } pack_job;
 
+/* A page that is not mapped yet cannot be fetched ahead, so one byte of every page is read. */
+static void fetch_ahead(const uint8_t *p) {
+    if ((uintptr_t)p % 4096 < 64)
+        (void)*(const volatile uint8_t *)p;
+    else
+        PREFETCH(p);
+}
+
 static void pack_panels(void *arg, int64_t first, int64_t last) {
     static const uint8_t no_block[210]; /* rows beyond the last one are blocks of zeros */
     const pack_job *job = arg;
@@ -212,7 +221,7 @@ static void pack_panels(void *arg, int64_t first, int64_t last) {
                     pack_field(dst, src[block], *field);
                     dst += 16 * field_bytes(*field);
                     size_t end = (size_t)(dst - job->panels) + panel_bytes;
-                    for (; ahead < end && ahead < src_bytes; ahead += 64) PREFETCH(job->src + ahead);
+                    for (; ahead < end && ahead < src_bytes; ahead += 64) fetch_ahead(job->src + ahead);
                 }
         }
     }
