@@ -14,7 +14,6 @@
 
 #include "atomic.h"
 #include "kernels.h"
-#include "layout.h"
 #include "pool.h"
 
 enum { LANES = 8, GROUP = 32, ROUNDS = 3 };
@@ -254,11 +253,29 @@ static void put_q2_K(block_q2_K *out, const block *b) {
     out->dmin = f32_to_f16(b->dmin);
 }
 
+/* q3_K's 12 bytes of 16 six-bit scales: low nibbles in bytes 0-7, upper bits in bytes 8-11. */
+static void scale_to_12(uint8_t b[12], const uint8_t v[16]) {
+    memset(b, 0, 12);
+    for (int s = 0; s < 16; s++) {
+        b[s % 8] |= (uint8_t)((v[s] & 15) << (s < 8 ? 0 : 4));
+        b[8 + s % 4] |= (uint8_t)((v[s] >> 4) << (2 * (s / 4)));
+    }
+}
+
+/* q4_K's and q5_K's of 16 six-bit numbers: scales 0-7, then mins 0-7. */
+static void scale_min_to_12(uint8_t b[12], const uint8_t v[16]) {
+    for (int s = 0; s < 4; s++) {
+        b[s] = (uint8_t)(v[s] | (v[4 + s] >> 4) << 6);
+        b[s + 4] = (uint8_t)(v[8 + s] | (v[12 + s] >> 4) << 6);
+        b[s + 8] = (uint8_t)((v[4 + s] & 15) | (v[12 + s] & 15) << 4);
+    }
+}
+
 static void put_q3_K(block_q3_K *out, const block *b) {
     uint8_t scales[16];
     memset(out, 0, sizeof *out);
     for (int j = 0; j < 16; j++) scales[j] = (uint8_t)((int)b->sc[j] + 32);
-    phi3c_scale_to_12(out->scales, scales);
+    scale_to_12(out->scales, scales);
     for (int i = 0; i < 256; i++) {
         int q = (int)b->q[i] + 4;
         out->qs[i / 128 * 32 + i % 32] |= (uint8_t)((q & 3) << (i % 128 / 32 * 2));
@@ -274,7 +291,7 @@ static void put_q4_K(f16 *d, f16 *dmin, uint8_t *scales, uint8_t *qh, uint8_t *q
         numbers[j] = (uint8_t)b->sc[j];
         numbers[8 + j] = (uint8_t)b->m[j];
     }
-    phi3c_scale_min_to_12(scales, numbers);
+    scale_min_to_12(scales, numbers);
     memset(qs, 0, 128);
     if (qh) memset(qh, 0, 32);
     for (int i = 0; i < 256; i++) {

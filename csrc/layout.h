@@ -9,11 +9,11 @@
 enum phi3c_field_kind {
     FIELD_U8,        /* [count][16 rows] bytes */
     FIELD_U16,       /* [count][16 rows] halves */
-    FIELD_U32,       /* [count][16 rows][4] bytes: four columns a lane */
+    FIELD_U32,       /* [count][16 rows][4] bytes, count is even: four columns a lane */
     FIELD_S32,       /* the same, each byte's sign bit flipped: int8 becomes uint8 with a bias of 128 */
     FIELD_BIT32,     /* 32 bits; bit 4 g + i becomes bit g of byte i, so that a shift by g serves columns 4 g + i */
     FIELD_SCALE_MIN, /* q4_K's 12 bytes: 8 scales and 8 mins of 6 bits, in two bit planes of 128 and 64 bytes */
-    FIELD_SCALE,     /* q3_K's 12 bytes: 16 scales of 6 bits, in the same two planes */
+    FIELD_SCALE,     /* q3_K's 12 bytes: 16 scales of 6 bits, in the same two planes: [12][16 rows] as they are */
 };
 
 typedef struct {
@@ -27,9 +27,5 @@ typedef struct {
 } phi3c_layout;
 
 extern const phi3c_layout phi3c_layouts[];
-
-/* The 12 bytes of 16 numbers of six bits: q4_K's 8 scales and 8 mins, q3_K's 16 scales plus 32. */
-void phi3c_scale_min_to_12(uint8_t *b, const uint8_t v[16]);
-void phi3c_scale_to_12(uint8_t *b, const uint8_t v[16]);
 
 #endif

@@ -11,6 +11,7 @@
 #include <string.h>
 
 #include "blocks.h"
+#include "compiler.h"
 #include "phi3c.h"
 #include "pool.h"
 
@@ -79,108 +80,82 @@ static void gather_bits(uint8_t *qh, uint32_t spread) {
         qh[column / 8] |= (uint8_t)((spread >> (8 * (column % 4) + column / 4) & 1) << (column % 8));
 }
 
-/* q4_K's and q5_K's 12 bytes hold 16 six-bit numbers: scales 0-7, then mins 0-7. */
-static void scale_min_from_12(uint8_t v[16], const uint8_t *b) {
-    for (int s = 0; s < 4; s++) {
-        v[s] = b[s] & 63;
-        v[8 + s] = b[s + 4] & 63;
-        v[4 + s] = (uint8_t)((b[s + 8] & 15) | (b[s] >> 6) << 4);
-        v[12 + s] = (uint8_t)(b[s + 8] >> 4 | (b[s + 4] >> 6) << 4);
-    }
-}
-
-void phi3c_scale_min_to_12(uint8_t *b, const uint8_t v[16]) {
-    for (int s = 0; s < 4; s++) {
-        b[s] = (uint8_t)(v[s] | (v[4 + s] >> 4) << 6);
-        b[s + 4] = (uint8_t)(v[8 + s] | (v[12 + s] >> 4) << 6);
-        b[s + 8] = (uint8_t)((v[4 + s] & 15) | (v[12 + s] & 15) << 4);
-    }
-}
-
-/* q3_K's 12 bytes hold 16 six-bit scales: low nibbles in bytes 0-7, upper bits in bytes 8-11. */
-static void scale_from_12(uint8_t v[16], const uint8_t *b) {
-    for (int s = 0; s < 16; s++) {
-        int low = s < 8 ? b[s] & 15 : b[s - 8] >> 4;
-        v[s] = (uint8_t)(low | (b[8 + s % 4] >> (2 * (s / 4)) & 3) << 4);
-    }
-}
-
-void phi3c_scale_to_12(uint8_t *b, const uint8_t v[16]) {
-    memset(b, 0, 12);
-    for (int s = 0; s < 16; s++) {
-        b[s % 8] |= (uint8_t)((v[s] & 15) << (s < 8 ? 0 : 4));
-        b[8 + s % 4] |= (uint8_t)((v[s] >> 4) << (2 * (s / 4)));
-    }
-}
-
-/* Where value s of a row stands among the 256 of a panel. Scales (and all of q3_K's) are [s][16 rows], ready to
- * be lanes; mins are pairs [s / 2][16 rows][2], ready for a 16-bit pairwise multiply-add. */
-static int plane_index(int kind, int s, int row) {
-    if (kind == FIELD_SCALE || s < 8) return s * 16 + row;
-    return 128 + (s - 8) / 2 * 32 + row * 2 + s % 2;
-}
-
-/* Plane bytes: low[k] = nibble of value k | nibble of value k + 128 << 4, for k < 128;
- * high[k] = two upper bits of values k, k + 64, k + 128 and k + 192, for k < 64. */
-static void put_planes(uint8_t *restrict planes, const uint8_t v[256]) {
-    for (int k = 0; k < 128; k++) planes[k] = (uint8_t)((v[k] & 15) | v[k + 128] << 4);
-    for (int k = 0; k < 64; k++)
-        planes[128 + k] = (uint8_t)(v[k] >> 4 | v[k + 64] >> 4 << 2 | v[k + 128] >> 4 << 4 | v[k + 192] >> 4 << 6);
-}
-
-static void get_planes(uint8_t v[16], const uint8_t *planes, int kind, int row) {
-    for (int s = 0; s < 16; s++) {
-        int k = plane_index(kind, s, row);
-        v[s] =
-            (uint8_t)((planes[k % 128] >> (k < 128 ? 0 : 4) & 15) | (planes[128 + k % 64] >> (2 * (k / 64)) & 3) << 4);
-    }
-}
-
 /* -- fields, panels, matrices ----------------------------------------------------------------------------- */
+
+/* [n][16 rows] of elements `at` bytes into the rows' blocks */
+static void transpose_u8(uint8_t *restrict dst, const uint8_t *const src[16], int at, int n) {
+    for (int i = 0; i < n; i++)
+        for (int r = 0; r < 16; r++) dst[i * 16 + r] = src[r][at + i];
+}
+
+static void transpose_u16(uint8_t *restrict dst, const uint8_t *const src[16], int at, int n) {
+    for (int i = 0; i < n; i++)
+        for (int r = 0; r < 16; r++) memcpy(dst + i * 32 + r * 2, src[r] + at + i * 2, 2);
+}
+
+/* Two rows and two elements at a time, as words of 64 bits: half as many loads and stores. */
+static void transpose_u32(uint8_t *restrict dst, const uint8_t *const src[16], int at, int n, uint64_t flip) {
+    for (int r = 0; r < 16; r += 2)
+        for (int i = 0; i < n; i += 2) {
+            uint64_t even, odd, words[2];
+            memcpy(&even, src[r] + at + i * 4, 8);
+            memcpy(&odd, src[r + 1] + at + i * 4, 8);
+            words[0] = ((uint32_t)even | odd << 32) ^ flip;
+            words[1] = (even >> 32 | odd >> 32 << 32) ^ flip;
+            memcpy(dst + i * 64 + r * 4, &words[0], 8);
+            memcpy(dst + i * 64 + 64 + r * 4, &words[1], 8);
+        }
+}
+
+/* q4_K's and q5_K's 12 bytes: scales 0-3, mins 0-3, each with the two upper bits of number 4-7 above its six; then a
+ * nibble of scale and of min 4-7. So the nibbles are those of the planes already. Scales are [s][16 rows], mins
+ * [s / 2][16 rows][2], as halves are. */
+static void pack_scale_min(uint8_t *restrict planes, const uint8_t *const src[16], int at) {
+    uint8_t scales[64], mins[64], upper_scales[64], upper_mins[64];
+    transpose_u8(scales, src, at, 4);
+    transpose_u16(mins, src, at + 4, 2);
+    transpose_u8(upper_scales, src, at + 8, 4);
+    transpose_u16(upper_mins, src, at + 8, 2);
+    for (int k = 0; k < 64; k++) {
+        planes[k] = (uint8_t)((scales[k] & 15) | mins[k] << 4);
+        planes[64 + k] = (uint8_t)((upper_scales[k] & 15) | (upper_mins[k] & 0xf0));
+        planes[128 + k] = (uint8_t)(scales[k] >> 4 | (mins[k] & 0xf0));
+    }
+}
+
+static void unpack_scale_min(uint8_t b[12], const uint8_t *planes, int row) {
+    for (int s = 0; s < 4; s++) {
+        int scale = s * 16 + row, min = s / 2 * 32 + row * 2 + s % 2;
+        b[s] = (uint8_t)((planes[scale] & 15) | planes[128 + scale] << 4);
+        b[s + 4] = (uint8_t)(planes[min] >> 4 | (planes[128 + min] & 0xf0));
+        b[s + 8] = (uint8_t)((planes[64 + scale] & 15) | (planes[64 + min] & 0xf0));
+    }
+}
 
 /* One field of one block of 16 rows, the blocks of which begin at src. */
 static void pack_field(uint8_t *restrict dst, const uint8_t *const src[16], phi3c_field field) {
-    uint8_t v[16], panel[256];
     uint32_t qh[16];
     const int at = field.offset, n = field.count;
     switch (field.kind) {
     case FIELD_U8:
-        for (int i = 0; i < n; i++)
-            for (int r = 0; r < 16; r++) dst[i * 16 + r] = src[r][at + i];
-        break;
-    case FIELD_U16:
-        for (int i = 0; i < n; i++)
-            for (int r = 0; r < 16; r++) memcpy(dst + i * 32 + r * 2, src[r] + at + i * 2, 2);
-        break;
-    case FIELD_U32:
-    case FIELD_S32:
-        for (int r = 0; r < 16; r++)
-            for (int i = 0; i < n; i++) memcpy(dst + i * 64 + r * 4, src[r] + at + i * 4, 4);
-        if (field.kind == FIELD_S32)
-            for (int i = 0; i < n * 64; i++) dst[i] ^= 0x80;
-        break;
+    case FIELD_SCALE: transpose_u8(dst, src, at, n); break;
+    case FIELD_U16: transpose_u16(dst, src, at, n); break;
+    case FIELD_U32: transpose_u32(dst, src, at, n, 0); break;
+    case FIELD_S32: transpose_u32(dst, src, at, n, 0x8080808080808080u); break;
     case FIELD_BIT32:
         for (int r = 0; r < 16; r++) memcpy(&qh[r], src[r] + at, 4);
         for (int r = 0; r < 16; r++) qh[r] = spread_bits(qh[r]);
         memcpy(dst, qh, 64);
         break;
-    default:
-        for (int r = 0; r < 16; r++) {
-            if (field.kind == FIELD_SCALE_MIN)
-                scale_min_from_12(v, src[r] + at);
-            else
-                scale_from_12(v, src[r] + at);
-            for (int s = 0; s < 16; s++) panel[plane_index(field.kind, s, r)] = v[s];
-        }
-        put_planes(dst, panel);
+    case FIELD_SCALE_MIN: pack_scale_min(dst, src, at); break;
     }
 }
 
 static void unpack_field(uint8_t *dst, const uint8_t *src, phi3c_field field, int r) {
-    uint8_t v[16];
     uint32_t four;
     switch (field.kind) {
     case FIELD_U8:
+    case FIELD_SCALE:
         for (int i = 0; i < field.count; i++) dst[i] = src[i * 16 + r];
         break;
     case FIELD_U16:
@@ -200,12 +175,7 @@ static void unpack_field(uint8_t *dst, const uint8_t *src, phi3c_field field, in
         memcpy(&four, src + r * 4, 4);
         gather_bits(dst, four);
         break;
-    default:
-        get_planes(v, src, field.kind, r);
-        if (field.kind == FIELD_SCALE_MIN)
-            phi3c_scale_min_to_12(dst, v);
-        else
-            phi3c_scale_to_12(dst, v);
+    case FIELD_SCALE_MIN: unpack_scale_min(dst, src, r); break;
     }
 }
 
@@ -217,14 +187,24 @@ typedef struct {
     const int64_t *order;
 } pack_job;
 
+/* A page that is not mapped yet cannot be fetched ahead, so one byte of every page is read. */
+static void fetch_ahead(const uint8_t *p) {
+    if ((uintptr_t)p % 4096 < 64)
+        (void)*(const volatile uint8_t *)p;
+    else
+        PREFETCH(p);
+}
+
 static void pack_panels(void *arg, int64_t first, int64_t last) {
     static const uint8_t no_block[210]; /* rows beyond the last one are blocks of zeros */
     const pack_job *job = arg;
     const phi3c_layout *layout = &phi3c_layouts[job->type];
     size_t row_size = row_bytes(job->type, job->columns);
     int64_t n_blocks = job->columns / layout->columns;
+    size_t panel_bytes = PHI3C_PANEL * row_size, src_bytes = (size_t)job->rows * row_size;
     for (int64_t panel = first; panel < last; panel++) {
-        uint8_t *dst = job->panels + (size_t)panel * PHI3C_PANEL * row_size;
+        uint8_t *dst = job->panels + (size_t)panel * panel_bytes;
+        size_t ahead = (size_t)(panel + 1) * panel_bytes; /* of dst, in src: `order` moves rows within a head only */
         const uint8_t *rows[16];
         for (int r = 0; r < 16; r++) {
             int64_t row = panel * PHI3C_PANEL + r;
@@ -240,6 +220,8 @@ static void pack_panels(void *arg, int64_t first, int64_t last) {
                 for (int block = 0; block < n; block++) {
                     pack_field(dst, src[block], *field);
                     dst += 16 * field_bytes(*field);
+                    size_t end = (size_t)(dst - job->panels) + panel_bytes;
+                    for (; ahead < end && ahead < src_bytes; ahead += 64) fetch_ahead(job->src + ahead);
                 }
         }
     }
