@@ -11,12 +11,19 @@
 #define INLINE static __forceinline
 #define NOINLINE static __declspec(noinline)
 #define UNROLL
+#if defined(_M_ARM64)
+#define PREFETCH(address) __prefetch(address)
+#else
+#include <xmmintrin.h>
+#define PREFETCH(address) _mm_prefetch((const char *)(address), _MM_HINT_T0)
+#endif
 
 #else
 
 #define INLINE static inline __attribute__((always_inline))
 #define NOINLINE static __attribute__((noinline))
 #define UNROLL _Pragma("GCC unroll 12")
+#define PREFETCH(address) __builtin_prefetch(address)
 
 #endif
 
