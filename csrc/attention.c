@@ -136,33 +136,57 @@ static void hadamard(float *x, int head_dim) {
         }
 }
 
-/* Items are (span, kv head): one head's page of keys stays in L1 while a run of positions is written to it. */
-static void rope_append(void *arg, int64_t first, int64_t last) {
-    const attention_job *job = arg;
+static int pages_of(const phi3c_span *span) {
+    return (span->position + span->n - 1) / PHI3C_TILE - span->position / PHI3C_TILE + 1;
+}
+
+/* Ask for `n` floats that are about to be read and written. */
+static void fetch(const float *x, int n) {
+    for (int i = 0; i < n; i += 16) prefetch(x + i);
+}
+
+/* Rows [from, to) of a span, for one kv head and its group of query heads. */
+static void append_head(const attention_job *job, const phi3c_span *span, int head, int from, int to) {
     const phi3c_attention *a = job->a;
-    int hd = a->head_dim, group = a->head_count / a->head_count_kv, half_dims = a->rope_dims / 2;
+    const phi3c_rope *rope = &job->ropes[span->rope];
+    int hd = a->head_dim, group = a->head_count / a->head_count_kv;
     int mixed = a->kv_type == PHI3C_Q8_0;
     float q_scale = 1.0f / sqrtf((float)hd) / (mixed ? 32.0f : 1.0f);
-    for (int64_t item = first; item < last; item++) {
-        const phi3c_span *span = &job->spans[item / a->head_count_kv];
-        const phi3c_rope *rope = &job->ropes[span->rope];
-        int head = (int)(item % a->head_count_kv);
-        for (int i = 0; i < span->n; i++) {
-            int position = span->position + i, slot = position % PHI3C_TILE;
-            float *row = job->qkv + (span->row + i) * job->stride, *q = row + head * group * hd;
-            float *k = row + (a->head_count + head) * hd, *v = k + a->head_count_kv * hd;
-            const float *c = rope->cosines + (size_t)position * half_dims,
-                        *s = rope->sines + (size_t)position * half_dims;
-            for (int h = 0; h < group; h++) {
-                rotate(q + h * hd, c, s, a->rope_dims);
-                for (int d = 0; d < hd; d++) q[h * hd + d] *= q_scale;
-                if (mixed) hadamard(q + h * hd, hd);
-            }
-            rotate(k, c, s, a->rope_dims);
-            if (mixed) hadamard(k, hd);
-            uint8_t *kv = kv_at(a, span->sequence, position, head);
-            (mixed ? append_q8_0 : append_f16)(kv, k, v, slot, hd);
+    for (int i = from; i < to; i++) {
+        int position = span->position + i, slot = position % PHI3C_TILE;
+        float *row = job->qkv + (span->row + i) * job->stride, *q = row + head * group * hd;
+        float *k = row + (a->head_count + head) * hd, *v = k + a->head_count_kv * hd;
+        size_t angle = (size_t)position * (size_t)(a->rope_dims / 2);
+        const float *c = rope->cosines + angle, *s = rope->sines + angle;
+        if (i + 1 < to) { /* rows lie far apart: the hardware fetches none ahead */
+            fetch(q + job->stride, group * hd);
+            fetch(k + job->stride, hd);
+            fetch(v + job->stride, hd);
         }
+        for (int h = 0; h < group; h++) {
+            rotate(q + h * hd, c, s, a->rope_dims);
+            for (int d = 0; d < hd; d++) q[h * hd + d] *= q_scale;
+            if (mixed) hadamard(q + h * hd, hd);
+        }
+        rotate(k, c, s, a->rope_dims);
+        if (mixed) hadamard(k, hd);
+        uint8_t *kv = kv_at(a, span->sequence, position, head);
+        (mixed ? append_q8_0 : append_f16)(kv, k, v, slot, hd);
+    }
+}
+
+/* Items are (span, kv head, page), pages fastest: a head's keys stay in L1 while the page is written, and two threads
+ * that first touch a huge page of memory, which both would zero, rarely touch the same one. */
+static void rope_append(void *arg, int64_t first, int64_t last) {
+    const attention_job *job = arg;
+    const phi3c_span *span = job->spans;
+    int64_t base = 0; /* first item of the span */
+    for (int64_t item = first; item < last; item++) {
+        while (item - base >= (int64_t)pages_of(span) * job->a->head_count_kv)
+            base += (int64_t)pages_of(span++) * job->a->head_count_kv;
+        int head = (int)((item - base) / pages_of(span)), page = (int)((item - base) % pages_of(span));
+        int begin = (span->position / PHI3C_TILE + page) * PHI3C_TILE - span->position, end = begin + PHI3C_TILE;
+        append_head(job, span, head, begin > 0 ? begin : 0, end < span->n ? end : span->n);
     }
 }
 
@@ -171,7 +195,12 @@ void phi3c_rope_append(const phi3c_attention *a, float *qkv, const phi3c_span *s
     assert(a->head_dim <= PHI3C_MAX_HEAD_DIM && a->head_dim % 16 == 0);
     attention_job job = {.a = a, .qkv = qkv, .spans = spans, .ropes = ropes};
     job.stride = (int64_t)(a->head_count + 2 * a->head_count_kv) * a->head_dim;
-    phi3c_pool_run(pool, rope_append, &job, (int64_t)n_spans * a->head_count_kv, n_spans == 1 && spans->n > 1 ? 1 : 8);
+    int64_t n_items = 0, n_rows = 0;
+    for (int i = 0; i < n_spans; i++) {
+        n_items += (int64_t)pages_of(&spans[i]) * a->head_count_kv;
+        n_rows += spans[i].n;
+    }
+    phi3c_pool_run(pool, rope_append, &job, n_items, n_rows > n_spans ? 1 : 8);
 }
 
 /* -- attend ----------------------------------------------------------------------------------------------- */

@@ -39,24 +39,6 @@ void phi3c_rms_norm(phi3c_activation out, const float *x, const float *weight, f
 }
 
 /* Items are super-blocks: a single row of 8192 columns keeps several threads busy. */
-static void silu_mul(void *arg, int64_t first, int64_t last) {
-    const row_job *job = arg;
-    int64_t columns = job->out.columns, supers = supers_of(columns);
-    for (int64_t item = first; item < last; item++) {
-        int64_t row = item / supers, super = item % supers, c = super * PHI3C_SUPER;
-        int64_t n = columns - c < PHI3C_SUPER ? columns - c : PHI3C_SUPER;
-        const float *gate = job->x + row * 2 * columns + c;
-        phi3c_kernel.silu_mul_row(f32_row(job->out, row) + c, gate, gate + columns, n);
-        quantize_part(job->out, row, super, n);
-    }
-}
-
-void phi3c_silu_mul(phi3c_activation out, const float *gate_up, int64_t n, phi3c_pool *pool) {
-    row_job job = {.out = out, .x = gate_up};
-    phi3c_pool_run(pool, silu_mul, &job, n * supers_of(out.columns), 16);
-}
-
-/* Items are super-blocks, as above. */
 static void quantize(void *arg, int64_t first, int64_t last) {
     const row_job *job = arg;
     int64_t columns = job->out.columns, supers = supers_of(columns);

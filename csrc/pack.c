@@ -192,7 +192,7 @@ static void fetch_ahead(const uint8_t *p) {
     if ((uintptr_t)p % 4096 < 64)
         (void)*(const volatile uint8_t *)p;
     else
-        PREFETCH(p);
+        prefetch(p);
 }
 
 static void pack_panels(void *arg, int64_t first, int64_t last) {

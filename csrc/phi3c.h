@@ -94,14 +94,16 @@ typedef struct {
 
 /* out[i] = x[i] / sqrt(mean(x[i]^2) + eps) * weight, for n rows; x rows lie `columns` floats apart. */
 void phi3c_rms_norm(phi3c_activation out, const float *x, const float *weight, float eps, int64_t n, phi3c_pool *pool);
-/* out[i] = silu(gate_up[i][:columns]) * gate_up[i][columns:] */
-void phi3c_silu_mul(phi3c_activation out, const float *gate_up, int64_t n, phi3c_pool *pool);
 /* Quantise the floats of x. */
 void phi3c_quantize(phi3c_activation x, int64_t n, phi3c_pool *pool);
 
 /* out[i][r] = sum_c w[r][c] x[i][c], or += when add is set; out (n, sum of segment rows). */
 void phi3c_matmul(float *out, const phi3c_segment *segments, int n_segments, phi3c_activation x, int64_t n, int add,
                   phi3c_pool *pool);
+/* out[i] = silu(gate x[i]) * (up x[i]), with gate above up: one segment of 2 out.columns rows, or two of out.columns,
+ * which are whole panels; quantised as well. */
+void phi3c_gate_up(phi3c_activation out, const phi3c_segment *segments, int n_segments, phi3c_activation x, int64_t n,
+                   phi3c_pool *pool);
 
 /* -- attention -------------------------------------------------------------------------------------------- */
 

@@ -51,12 +51,9 @@ def rows_of(x: Any) -> k.Rows:
 
 
 def activation_of(x: F32, pool: k.Pool) -> k.Activation:
-    """x (n, columns) as an activation: silu(64) is 64 in float32, so silu_mul(64, x / 64) is x."""
-    n, columns = x.shape
-    activation = k.Activation(n, columns)
-    gate_up = rows_of(np.hstack([np.full((n, columns), 64, np.float32), x / np.float32(64)]))
-    k.silu_mul(activation, gate_up, n, pool)
-    np.testing.assert_array_equal(np.asarray(activation), x)
+    activation = k.Activation(*x.shape)
+    np.asarray(activation)[:] = x
+    k.quantize(activation, len(x), pool)
     return activation
 
 
@@ -281,23 +278,59 @@ def test_rms_norm(columns: int, isa: str, pool: k.Pool) -> None:
     np.testing.assert_allclose(actual, x / np.sqrt(mean + 1e-5) * weight, rtol=1e-6)
 
 
-def test_silu_mul(isa: str, pool: k.Pool) -> None:
+@pytest.mark.parametrize("n", [1, TOKENS])  # all of gate first; panels of gate and up by turns
+def test_silu_of_gate_times_up(n: int, isa: str, pool: k.Pool) -> None:
     # Over the whole range of the exponential, with both of its ends, and what is beyond them.
     gate = np.linspace(-110, 110, 2 * 1024 - 32, dtype=np.float32)
-    edges = np.array([-88.72284, -88.72283, 87.33654, 87.33655, 0.0, -0.0, 1e-40, np.inf], np.float32)
-    gate = np.concatenate([gate, edges, -edges[:-1], edges[:1], np.zeros(16, np.float32)]).reshape(2, -1)
+    edges = np.array([-88.72284, -88.72283, 87.33654, 87.33655, 0.0, 1e-40, np.inf], np.float32)
+    gate = np.concatenate([gate, edges, -edges[:-1], np.zeros(19, np.float32)])
     up = np.random.default_rng(12).standard_normal(gate.shape).astype(np.float32)
+    weights = np.zeros((2 * len(gate), 32), np.float32)
+    weights[:, 0] = np.concatenate([gate, up])  # and x is 1 in column 0, so these are the products
+    matrix = matrix_of([("F32", weights.view(np.uint8).ravel())], 32, pool)
+    x = activation_of(np.tile(np.eye(1, 32, dtype=np.float32), (n, 1)), pool)
 
     def compute() -> F32:
-        out = k.Activation(*gate.shape)
-        k.silu_mul(out, rows_of(np.hstack([gate, up])), len(gate), pool)
+        out = k.Activation(n, len(gate))
+        k.gate_up(out, matrix, x, n, pool)
         return np.array(out)
 
     actual = compute()
     np.testing.assert_array_equal(bits(actual), bits(with_isa("scalar", compute)))
     with np.errstate(over="ignore"):
         expected = gate / (1 + np.exp(-gate.astype(np.float64))) * up
-    np.testing.assert_allclose(actual, expected, rtol=1e-6, atol=1e-36)
+    np.testing.assert_allclose(actual, np.tile(expected, (n, 1)), rtol=1e-6, atol=1e-36)
+
+
+@pytest.mark.parametrize("kinds", [("Q4_K", "Q4_K"), ("Q6_K", "F16")])
+def test_gate_up_is_two_products_however_it_is_shared_out(
+    kinds: tuple[str, str], isa: str, pool: k.Pool
+) -> None:
+    rng, ffn = np.random.default_rng(17), 320  # 20 panels: whole runs of them and a shorter one
+    parts = [(kind, random_blocks(kind, ffn * 512 // block_elements(kind), rng)) for kind in kinds]
+    matrix = matrix_of(parts, 512, pool)
+    x = activation_of(rng.standard_normal((TOKENS, 512)).astype(np.float32), pool)
+    gate, up = np.hsplit(multiply(matrix, x, TOKENS, pool).astype(np.float64), 2)
+    out = k.Activation(TOKENS, ffn)
+    k.gate_up(out, matrix, x, TOKENS, pool)
+    whole = np.array(out)
+    with np.errstate(over="ignore"):
+        expected = gate / (1 + np.exp(-gate)) * up
+    np.testing.assert_allclose(whole, expected, rtol=1e-6, atol=1e-30)
+    following = matrix_of([("Q8_0", random_blocks("Q8_0", 16 * ffn // 32, rng))], ffn, pool)
+    products = multiply(following, out, TOKENS, pool)  # by the quantised form
+    np.testing.assert_array_equal(
+        bits(products), bits(multiply(following, activation_of(whole, pool), TOKENS, pool))
+    )
+    same = [matrix]
+    if kinds[0] == kinds[1]:
+        same.append(matrix_of([(kinds[0], np.concatenate([data for _, data in parts]))], 512, pool))
+    for weights in same:
+        for n_threads in (1, 2, 3):
+            for n in (1, 2, 23, 24, 25, TOKENS):
+                k.gate_up(out, weights, x, n, k.Pool(n_threads))
+                np.testing.assert_array_equal(bits(np.asarray(out)[:n]), bits(whole[:n]))
+                np.testing.assert_array_equal(bits(multiply(following, out, n, pool)), bits(products[:n]))
 
 
 def test_keep_rows_moves_both_forms(isa: str, pool: k.Pool) -> None:
@@ -693,6 +726,10 @@ def test_batch_takes_what_fits() -> None:
 def test_operations_refuse_shapes_that_do_not_fit(pool: k.Pool) -> None:
     data = random_blocks("Q4_0", 20, np.random.default_rng(16))
     matrix = matrix_of([("Q4_0", data)], 32, pool)
+    gate_up, uneven, three = (
+        matrix_of([("Q4_0", random_blocks("Q4_0", n, np.random.default_rng(n))) for n in rows], 32, pool)
+        for rows in ([64], [48, 16], [16, 16, 32])
+    )
     x, rows, out = k.Activation(2, 32), k.Rows(2, 32), k.Rows(2, 20)
     calls: list[tuple[str, Any]] = [
         ("matmul", lambda: k.matmul(out, matrix, x, 3, False, pool)),
@@ -701,7 +738,14 @@ def test_operations_refuse_shapes_that_do_not_fit(pool: k.Pool) -> None:
         ("matmul", lambda: k.matmul(out, matrix, k.Activation(2, 64), 2, False, pool)),
         ("rms_norm", lambda: k.rms_norm(x, rows, k.Rows(1, 31), 1e-5, 2, pool)),
         ("rms_norm", lambda: k.rms_norm(x, k.Rows(1, 32), rows, 1e-5, 2, pool)),
-        ("silu_mul", lambda: k.silu_mul(x, rows, 2, pool)),
+        ("gate_up", lambda: k.gate_up(x, matrix, x, 2, pool)),  # 20 rows, not 64
+        ("gate_up", lambda: k.gate_up(x, gate_up, x, 3, pool)),
+        ("gate_up", lambda: k.gate_up(x, gate_up, x, 0, pool)),
+        ("gate_up", lambda: k.gate_up(x, gate_up, k.Activation(2, 64), 2, pool)),
+        ("gate_up", lambda: k.gate_up(x, uneven, x, 2, pool)),
+        ("gate_up", lambda: k.gate_up(x, three, x, 2, pool)),
+        ("quantize", lambda: k.quantize(x, 3, pool)),
+        ("quantize", lambda: k.quantize(x, 0, pool)),
         ("multiple of 32", lambda: k.Activation(1, 48)),
         ("a matrix of 0 x 4", lambda: k.Rows(0, 4)),
     ]

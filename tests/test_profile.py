@@ -17,7 +17,7 @@ from phi3c.profile import Phase, ProfiledPhi3, Timing, network
 
 LAYERS, N_BATCH = 3, 4
 OF_A_LAYER = ["attn_norm", "attn_qkv", "rope_append", "attend", "attn_output", "ffn_norm", "ffn_up"]
-OF_A_LAYER += ["silu_mul", "ffn_down"]
+OF_A_LAYER += ["ffn_down"]
 OF_A_STEP = ["embed", "output_norm", "output"]
 PROMPT = list(range(10))  # chunks of 4, 4 and 2
 

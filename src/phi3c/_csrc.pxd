@@ -42,10 +42,11 @@ cdef extern from "phi3c.h" nogil:
         int64_t columns
     void phi3c_rms_norm(phi3c_activation out, const float *x, const float *weight, float eps, int64_t n,
                         phi3c_pool *pool)
-    void phi3c_silu_mul(phi3c_activation out, const float *gate_up, int64_t n, phi3c_pool *pool)
     void phi3c_quantize(phi3c_activation x, int64_t n, phi3c_pool *pool)
     void phi3c_matmul(float *out, const phi3c_segment *segments, int n_segments, phi3c_activation x,
                       int64_t n, int add, phi3c_pool *pool)
+    void phi3c_gate_up(phi3c_activation out, const phi3c_segment *segments, int n_segments,
+                       phi3c_activation x, int64_t n, phi3c_pool *pool)
 
     void phi3c_rope_table(float *cosines, float *sines, const double *frequency, int64_t first, int64_t n,
                           int64_t n_frequencies, float scale)

@@ -526,6 +526,13 @@ def rms_norm(Activation out not None, Rows x not None, Rows weight not None, flo
         c.phi3c_rms_norm(out.view(), x.f32, weight.f32, eps, n, pool.pool)
 
 
+def quantize(Activation x not None, Py_ssize_t n, Pool pool not None) -> None:
+    """Bring x[:n] in step with its floats, where numpy has written them; operations do that themselves."""
+    check(0 < n <= x.rows, "quantize")
+    with nogil:
+        c.phi3c_quantize(x.view(), n, pool.pool)
+
+
 def matmul(Rows out not None, Matrix weights not None, Activation x not None, Py_ssize_t n, bint add,
            Pool pool not None) -> None:
     """out[:n] = x[:n] weights^T, or += when `add` is set."""
@@ -535,11 +542,17 @@ def matmul(Rows out not None, Matrix weights not None, Activation x not None, Py
         c.phi3c_matmul(out.f32, weights.segments, weights.n_segments, x.view(), n, add, pool.pool)
 
 
-def silu_mul(Activation out not None, Rows gate_up not None, Py_ssize_t n, Pool pool not None) -> None:
-    """out[:n] = silu(gate) * up, gate and up being the halves of gate_up's rows."""
-    check(0 < n <= min(out.rows, gate_up.rows) and gate_up.columns == 2 * out.columns, "silu_mul")
+def gate_up(Activation out not None, Matrix weights not None, Activation x not None, Py_ssize_t n,
+            Pool pool not None) -> None:
+    """out[:n] = silu(gate) * up, gate and up being the halves of the rows of x[:n] weights^T.
+
+    Gate and up lie in one segment of the weights, or in one each.
+    """
+    check(0 < n <= min(out.rows, x.rows) and x.columns == weights.columns
+          and 2 * out.columns == weights.rows and weights.n_segments <= 2
+          and weights.segments[weights.n_segments - 1].rows * weights.n_segments == weights.rows, "gate_up")
     with nogil:
-        c.phi3c_silu_mul(out.view(), gate_up.f32, n, pool.pool)
+        c.phi3c_gate_up(out.view(), weights.segments, weights.n_segments, x.view(), n, pool.pool)
 
 
 def rope_append(Heads heads not None, int layer, Rows qkv not None, Batch batch not None,

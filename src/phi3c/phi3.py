@@ -92,7 +92,6 @@ class Phi3:
         self._normed = _kernels.Activation(n_batch, d)
         self._qkv = _kernels.Rows(n_batch, self.heads.qkv_columns)
         self._mixed = _kernels.Activation(n_batch, self.heads.columns)
-        self._gate_up = _kernels.Rows(n_batch, 2 * ffn)
         self._hidden = _kernels.Activation(n_batch, ffn)
         self._logits = _kernels.Rows(1, config.vocab_size)
 
@@ -112,9 +111,7 @@ class Phi3:
             (sum of n_logits, vocab_size) float32, in the order of the steps; valid until the next call.
         """
         k, pool, eps = self._operations, self.pool, self.config.layer_norm_rms_epsilon
-        x, normed, qkv, mixed, gate_up, hidden = (
-            self._x, self._normed, self._qkv, self._mixed, self._gate_up, self._hidden,
-        )  # fmt: skip
+        x, normed, qkv, mixed, hidden = self._x, self._normed, self._qkv, self._mixed, self._hidden
         for step in steps:
             cache.reserve(step.sequence, len(step.ids))
             self.rope.extend(step.sequence.rope, len(step.sequence) + len(step.ids))
@@ -137,8 +134,7 @@ class Phi3:
             k.matmul(x, layer.attn_output, mixed, n, True, pool)
 
             k.rms_norm(normed, x, layer.ffn_norm, eps, n, pool)
-            k.matmul(gate_up, layer.ffn_up, normed, n, False, pool)
-            k.silu_mul(hidden, gate_up, n, pool)
+            k.gate_up(hidden, layer.ffn_up, normed, n, pool)
             k.matmul(x, layer.ffn_down, hidden, n, True, pool)
 
         for step in steps:

@@ -756,19 +756,63 @@ static void check_matmul(void) {
     phi3c_pool_free(one);
 }
 
+/* Gate and up, in one segment or in two of different types, against phi3c_matmul and the scalar row kernel. */
+static void check_gate_up(int n_segments) {
+    static const int segment_types[] = {10, 1};    /* indices of `types` */
+    enum { FFN = 352, COLUMNS = 512, MAX_N = 53 }; /* 22 panels */
+    phi3c_pool *one = new_pool(1);
+    phi3c_segment segments[2];
+    int rows = 2 * FFN / n_segments;
+    for (int s = 0; s < n_segments; s++) {
+        int t = segment_types[s], type = types[t].type;
+        size_t n_bytes = row_bytes(type, COLUMNS);
+        uint8_t *src = exactly((size_t)rows * n_bytes), *panels = exactly(phi3c_packed_bytes(type, rows, COLUMNS));
+        for (int r = 0; r < rows; r++) random_row(src + (size_t)r * n_bytes, t, COLUMNS, 0);
+        phi3c_pack(panels, src, type, rows, COLUMNS, NULL, one);
+        segments[s] = (phi3c_segment){type, rows, panels};
+        free(src);
+    }
+    static const int batches[] = {1, 7, 24, MAX_N};
+    for (int b = 0; b < 4; b++) {
+        int n = batches[b];
+        phi3c_activation x = new_activation(n, COLUMNS), expected = new_activation(n, FFN);
+        for (int i = 0; i < n; i++) random_activation(x.f32 + i * COLUMNS, COLUMNS, i % USUAL_KINDS);
+        phi3c_quantize(x, n, one);
+        float *products = exactly((size_t)n * 2 * FFN * 4);
+        phi3c_matmul(products, segments, n_segments, x, n, 0, one);
+        for (int i = 0; i < n; i++) {
+            float *y = expected.f32 + i * FFN, *gate = products + 2 * i * FFN;
+            scalar.silu_mul_row(y, gate, gate + FFN, FFN);
+            quantised(&scalar, (uint8_t *)blocks_of(expected, i), y, FFN);
+        }
+        for (int p = 0; p < 4; p++) {
+            phi3c_pool *pool = new_pool(pool_sizes[p]);
+            phi3c_activation out = new_activation(n, FFN);
+            phi3c_gate_up(out, segments, n_segments, x, n, pool);
+            check(same_activation(out, expected, n), "%d tokens, %d segments, %d threads", n, n_segments,
+                  pool_sizes[p]);
+            free_activation(out);
+            phi3c_pool_free(pool);
+        }
+        free(products);
+        free_activation(expected);
+        free_activation(x);
+    }
+    for (int s = 0; s < n_segments; s++) free((void *)segments[s].panels);
+    phi3c_pool_free(one);
+}
+
 /* The operations that spread rows over a pool give what the row kernels give. */
 static void check_rows(void) {
     enum { N = 9, COLUMNS = 576 };
-    float *x = exactly(N * 2 * COLUMNS * 4), *weight = exactly(COLUMNS * 4);
-    random_activation(x, N * 2 * COLUMNS, 0);
+    float *x = exactly(N * COLUMNS * 4), *weight = exactly(COLUMNS * 4);
+    random_activation(x, N * COLUMNS, 0);
     random_activation(weight, COLUMNS, 0);
-    phi3c_activation normed = new_activation(N, COLUMNS), gated = new_activation(N, COLUMNS);
+    phi3c_activation normed = new_activation(N, COLUMNS);
     for (int i = 0; i < N; i++) {
-        float *y = normed.f32 + i * COLUMNS, *z = gated.f32 + i * COLUMNS, *gate = x + 2 * i * COLUMNS;
+        float *y = normed.f32 + i * COLUMNS;
         scalar.rms_norm_row(y, x + i * COLUMNS, weight, 1e-6f, COLUMNS);
-        scalar.silu_mul_row(z, gate, gate + COLUMNS, COLUMNS);
         quantised(&scalar, (uint8_t *)blocks_of(normed, i), y, COLUMNS);
-        quantised(&scalar, (uint8_t *)blocks_of(gated, i), z, COLUMNS);
     }
     for (int p = 0; p < 4; p++) {
         phi3c_pool *pool = new_pool(pool_sizes[p]);
@@ -778,12 +822,9 @@ static void check_rows(void) {
         memset(out.x8, 0xff, N * phi3c_x8_bytes(COLUMNS));
         phi3c_quantize(out, N, pool);
         check(same_activation(out, normed, N), "quantize, %d threads", pool_sizes[p]);
-        phi3c_silu_mul(out, x, N, pool);
-        check(same_activation(out, gated, N), "silu_mul, %d threads", pool_sizes[p]);
         free_activation(out);
         phi3c_pool_free(pool);
     }
-    free_activation(gated);
     free_activation(normed);
     free(weight);
     free(x);
@@ -866,6 +907,9 @@ static void check_isa(const char *isa) {
     report(isa, "attend_tile q8_0");
     check_matmul();
     report(isa, "phi3c_matmul");
+    check_gate_up(1);
+    check_gate_up(2);
+    report(isa, "phi3c_gate_up");
     check_rows();
     report(isa, "rows over a pool");
     check_limits();
