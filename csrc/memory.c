@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: MIT */
-/* Memory from the system, zeroed when it is first touched. */
+/* Zeroed memory that begins with a line of the cache: a huge page or more from the system, which zeroes it when it is
+ * first touched. */
 #include "phi3c.h"
 
 #ifdef _WIN32
@@ -16,12 +17,27 @@ void phi3c_free(void *memory, size_t n_bytes) {
 
 #else
 
+#include <stdlib.h>
 #include <sys/mman.h>
 
-enum { HUGE_PAGE = 2 << 20 };
+enum { LINE = 64, HUGE_PAGE = 2 << 20 };
+
+/* The byte before the memory says how many there are. */
+static void *alloc_small(size_t n_bytes) {
+    uint8_t *whole = calloc(1, n_bytes + LINE);
+    if (!whole) return NULL;
+    size_t before = LINE - (uintptr_t)whole % LINE;
+    whole[before - 1] = (uint8_t)before;
+    return whole + before;
+}
+
+static void free_small(uint8_t *memory) {
+    if (memory) free(memory - memory[-1]);
+}
 
 /* The mapping is over-long by one huge page, so that an aligned start can be cut from it. */
 void *phi3c_alloc(size_t n_bytes) {
+    if (n_bytes < HUGE_PAGE) return alloc_small(n_bytes);
     n_bytes = (n_bytes + HUGE_PAGE - 1) / HUGE_PAGE * HUGE_PAGE;
     uint8_t *whole =
         mmap(NULL, n_bytes + HUGE_PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
@@ -36,7 +52,10 @@ void *phi3c_alloc(size_t n_bytes) {
 }
 
 void phi3c_free(void *memory, size_t n_bytes) {
-    if (memory) munmap(memory, (n_bytes + HUGE_PAGE - 1) / HUGE_PAGE * HUGE_PAGE);
+    if (n_bytes < HUGE_PAGE)
+        free_small(memory);
+    else if (memory)
+        munmap(memory, (n_bytes + HUGE_PAGE - 1) / HUGE_PAGE * HUGE_PAGE);
 }
 
 #endif

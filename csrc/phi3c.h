@@ -47,7 +47,8 @@ int phi3c_pool_size(const phi3c_pool *pool);
 
 /* -- memory ----------------------------------------------------------------------------------------------- */
 
-/* Zeroed memory aligned to 2 MiB where huge pages are advised; NULL when out of memory. */
+/* Zeroed memory that begins with a line of the cache, in huge pages from 2 MiB on where these are advised; NULL when
+ * out of memory. */
 void *phi3c_alloc(size_t n_bytes);
 void phi3c_free(void *memory, size_t n_bytes);
 

@@ -95,8 +95,9 @@ static void wake_parked(phi3c_pool *pool) {
 void phi3c_pool_run(phi3c_pool *pool, phi3c_work *work, void *arg, int64_t n_items, int64_t grain) {
     if (n_items <= 0) return;
     int64_t n_chunks = (n_items + grain - 1) / grain;
-    if (pool->n_threads == 1 || n_chunks == 1) {
-        work(arg, 0, n_items);
+    if (pool->n_threads == 1 || n_chunks == 1) { /* by chunks here too: they fit the caches */
+        for (int64_t first = 0; first < n_items; first += grain)
+            work(arg, first, n_items - first < grain ? n_items : first + grain);
         return;
     }
     uint64_t epoch = (ticket_of(pool) >> 32) + 1;

@@ -120,12 +120,12 @@ cdef class Rows:
         self.rows, self.columns = rows, columns
         self.shape[0], self.shape[1] = rows, columns
         self.strides[0], self.strides[1] = columns * 4, 4
-        self.f32 = <float *> calloc(rows * columns, 4)
+        self.f32 = <float *> c.phi3c_alloc(rows * columns * 4)
         if self.f32 == NULL:
             raise MemoryError(f"cannot allocate {rows} x {columns} floats")
 
     def __dealloc__(self):
-        free(self.f32)
+        c.phi3c_free(self.f32, self.rows * self.columns * 4)
 
     def __getbuffer__(self, Py_buffer *buffer, int flags):
         buffer.buf = self.f32
@@ -152,12 +152,12 @@ cdef class Activation(Rows):
     def __cinit__(self, Py_ssize_t rows, Py_ssize_t columns, *args):
         if columns % 32:
             raise ValueError(f"{columns} columns: activations have a multiple of 32")
-        self.x8 = <uint8_t *> calloc(rows, c.phi3c_x8_bytes(columns))
+        self.x8 = <uint8_t *> c.phi3c_alloc(rows * c.phi3c_x8_bytes(columns))
         if self.x8 == NULL:
             raise MemoryError(f"cannot allocate {rows} x {columns} activations")
 
     def __dealloc__(self):
-        free(self.x8)
+        c.phi3c_free(self.x8, self.rows * c.phi3c_x8_bytes(self.columns))
 
     cdef c.phi3c_activation view(self) noexcept nogil:
         cdef c.phi3c_activation view

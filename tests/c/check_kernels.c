@@ -716,7 +716,7 @@ static void check_matmul(void) {
         segments[s] = (phi3c_segment){type, segment_rows[s], panels};
         free(src);
     }
-    static const int batches[] = {1, 7, 24, 25, MAX_N};
+    static const int batches[] = {1, 7, 24, 48, MAX_N};
     for (int b = 0; b < 5; b++) {
         int n = batches[b];
         phi3c_activation x = new_activation(n, COLUMNS);
@@ -772,7 +772,7 @@ static void check_gate_up(int n_segments) {
         segments[s] = (phi3c_segment){type, rows, panels};
         free(src);
     }
-    static const int batches[] = {1, 7, 24, MAX_N};
+    static const int batches[] = {1, 7, 48, MAX_N};
     for (int b = 0; b < 4; b++) {
         int n = batches[b];
         phi3c_activation x = new_activation(n, COLUMNS), expected = new_activation(n, FFN);
