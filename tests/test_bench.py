@@ -162,9 +162,16 @@ def test_operations_are_those_of_the_forward_pass(tmp_path: Path, n_prompt: int)
             return getattr(_kernels, name)
 
         def matmul(self, out: Any, weights: Any, x: Any, n: int, *rest: Any) -> None:
+            self.count(weights, n)
+            _kernels.matmul(out, weights, x, n, *rest)
+
+        def gate_up(self, out: Any, weights: Any, x: Any, n: int, *rest: Any) -> None:
+            self.count(weights, n)
+            _kernels.gate_up(out, weights, x, n, *rest)
+
+        def count(self, weights: Any, n: int) -> None:
             nonlocal multiply_adds
             multiply_adds += n * weights.rows * weights.columns
-            _kernels.matmul(out, weights, x, n, *rest)
 
     workload = Workload(n_prompt=n_prompt)
     path = write_tiny_phi3(tmp_path / "tiny.gguf", ctx=1024)
