@@ -171,18 +171,6 @@ INLINE void k_group(const int type, const int M, __m256i total[2][TOKENS], const
     }
 }
 
-/* The same for a group that is known at run time. */
-INLINE void any_k_group(const int type, __m256i total[2][TOKENS], const super_block *w, const uint8_t *bytes, int s,
-                        const block_x8 *x) {
-    const uint8_t *block = (const uint8_t *)x;
-    switch (bytes ? 0 : s % groups_together(type)) {
-    case 0: k_group(type, 1, total, w, bytes, s, 0, block, 0); break;
-    case 1: k_group(type, 1, total, w, bytes, s - 1, 1, block, 0); break;
-    case 2: k_group(type, 1, total, w, bytes, s - 2, 2, block, 0); break;
-    default: k_group(type, 1, total, w, bytes, s - 3, 3, block, 0);
-    }
-}
-
 /* K types: what a super-block adds up to for half the rows. minsum is the sum of mins times activations, or of scales
  * times activations for the types whose weights have a bias: |minsum| is at most 16 * 128 * 16256 < 2^25, and a biased
  * sum is exact modulo 2^32. */
@@ -227,42 +215,53 @@ INLINE void multiply_blocks(const int type, const int M, float *out, const super
     }
 }
 
-/* out += a super-block times a second block, which is 0 but for `groups`: most often one. */
-INLINE void multiply_second(const int type, float *out, const super_block *w, const uint8_t *bytes, const block_x8 *x,
-                            uint32_t groups) {
-    __m256i total[2][TOKENS], minsum[2];
-    __m256 part[2][TOKENS];
-    UNROLL for (int half = 0; half < 2; half++) {
-        total[half][0] = minsum[half] = _mm256_setzero_si256();
-        part[half][0] = _mm256_setzero_ps();
+/* Weights q of a column of group s as floats; see float_weight_at in kernels_scalar.c. */
+INLINE __m256 float_weights(const int type, const super_block *w, const int half, __m256i q, int s, int c) {
+    if (has_blocks_of_32(type)) {
+        if (type == PHI3C_Q4_0) q = _mm256_sub_epi32(q, _mm256_set1_epi32(8));
+        if (type == PHI3C_Q5_0) q = _mm256_sub_epi32(q, _mm256_set1_epi32(16));
+        __m256 v = _mm256_cvtepi32_ps(q);
+        const int has_min = type == PHI3C_Q4_1 || type == PHI3C_Q5_1;
+        return has_min ? _mm256_fmadd_ps(w->d[s][half], v, w->m[s][half]) : _mm256_mul_ps(w->d[s][half], v);
     }
-    for (; groups; groups &= groups - 1) {
-        const int s = lowest_bit(groups);
-        if (has_blocks_of_32(type)) {
-            legacy_group(type, 1, part, w, bytes, s, (const uint8_t *)x, 0);
-            continue;
-        }
-        any_k_group(type, total, w, bytes, s, x);
-        if (type == PHI3C_IQ4_XS) continue;
-        const int odd = has_groups_of_32(type) ? s % 2 : 0; /* of a pair of groups, one takes part */
-        __m256i sums = has_groups_of_32(type) ? _mm256_set1_epi32((int)((uint32_t)(uint16_t)x->sum32[s] << 16 * odd))
-                                              : broadcast32(&x->sum16[2 * s]);
-        UNROLL for (int half = 0; half < 2; half++) minsum[half] =
-            _mm256_add_epi32(minsum[half], _mm256_madd_epi16(w->min[s - odd][half], sums));
-    }
-    __m256 d = _mm256_set1_ps(x->d);
-    UNROLL for (int half = 0; half < 2; half++) {
-        if (!has_blocks_of_32(type)) part[half][0] = k_part(type, w, half, total[half][0], minsum[half]);
-        _mm256_storeu_ps(out + 8 * half, _mm256_fmadd_ps(part[half][0], d, _mm256_loadu_ps(out + 8 * half)));
-    }
+    if (type == PHI3C_Q6_K) q = _mm256_sub_epi32(q, _mm256_set1_epi32(32));
+    if (type == PHI3C_Q3_K) q = _mm256_sub_epi32(q, _mm256_set1_epi32(4));
+    const __m256i low = _mm256_set1_epi32(0xffff);
+    __m256i scale = w->scale[has_groups_of_32(type) ? s : 2 * s + c / 16][half];
+    __m256 v = _mm256_mul_ps(w->d[0][half], _mm256_cvtepi32_ps(_mm256_madd_epi16(_mm256_and_si256(q, low), scale)));
+    if (type != PHI3C_Q4_K && type != PHI3C_Q5_K && type != PHI3C_Q2_K) return v;
+    const int odd = type == PHI3C_Q2_K ? c / 16 : s % 2; /* of a pair of mins */
+    __m256i pair = w->min[type == PHI3C_Q2_K ? s : s - odd][half];
+    __m256i min = _mm256_and_si256(_mm256_srl_epi32(pair, _mm_cvtsi32_si128(16 * odd)), low);
+    return _mm256_fnmadd_ps(w->m[0][half], _mm256_cvtepi32_ps(min), v);
 }
 
-typedef void second_tile(float *out, const super_block *w, const uint8_t *bytes, const block_x8 *x, uint32_t groups);
+/* out += a super-block times the outliers of a block, by column. */
+INLINE void multiply_outliers(const int type, float *out, const super_block *w, const uint8_t *bytes,
+                              const outlier_x8 *outliers, int n) {
+    __m256 sum[2] = {_mm256_loadu_ps(out), _mm256_loadu_ps(out + 8)};
+    for (; n > 0; n--, outliers++) {
+        const int s = outliers->column / 32, c = outliers->column % 32, together = groups_together(type);
+        const __m128i below = _mm_cvtsi32_si128(c % 4 * 8), above = _mm_cvtsi32_si128(24 - c % 4 * 8);
+        __m256 x = _mm256_set1_ps(outliers->x);
+        UNROLL for (int half = 0; half < 2; half++) {
+            __m256i q = weights(type, w, bytes, half, s - s % together, s % together, c / 4);
+            if (is_signed(type))
+                q = _mm256_srai_epi32(_mm256_sll_epi32(q, above), 24);
+            else
+                q = _mm256_and_si256(_mm256_srl_epi32(q, below), _mm256_set1_epi32(255));
+            sum[half] = _mm256_fmadd_ps(float_weights(type, w, half, q, s, c), x, sum[half]);
+        }
+    }
+    _mm256_storeu_ps(out, sum[0]);
+    _mm256_storeu_ps(out + 8, sum[1]);
+}
 
-/* The blocks of n tokens, then their second blocks: token by token and group by group, since one group in eleven has
- * outliers, but of four tokens together up to four in eleven. */
-INLINE void multiply_tokens(const int type, second_tile *second, float *out, const super_block *w, const uint8_t *bytes,
-                            const uint8_t *x, size_t x_stride, size_t second_blocks, int n) {
+typedef void outliers_tile(float *out, const super_block *w, const uint8_t *bytes, const outlier_x8 *outliers, int n);
+
+/* The blocks of n tokens, then their outliers. */
+INLINE void multiply_tokens(const int type, outliers_tile *multiply_outliers, float *out, const super_block *w,
+                            const uint8_t *bytes, const uint8_t *x, const uint8_t *outliers, size_t x_stride, int n) {
     int t = 0;
     for (; n - t >= TOKENS; t += TOKENS)
         multiply_blocks(type, TOKENS, out + t * 16, w, bytes, x + (size_t)t * x_stride, x_stride);
@@ -274,9 +273,9 @@ INLINE void multiply_tokens(const int type, second_tile *second, float *out, con
         multiply_blocks(type, 2, rest, w, bytes, x_rest, x_stride);
     else if (n - t == 1)
         multiply_blocks(type, 1, rest, w, bytes, x_rest, x_stride);
-    for (t = 0; t < n; t++, x += x_stride) {
-        uint32_t groups = token(x, 0, 0)->outliers;
-        if (groups) second(out + t * 16, w, bytes, (const block_x8 *)(x + second_blocks), groups);
+    for (t = 0; t < n; t++, x += x_stride, outliers += x_stride) {
+        int n_outliers = token(x, 0, 0)->n_outliers;
+        if (n_outliers) multiply_outliers(out + t * 16, w, bytes, (const outlier_x8 *)outliers, n_outliers);
     }
 }
 
@@ -359,9 +358,10 @@ INLINE int fetches_ahead(const int type, int n) {
     return n < TOKENS ? has_high_plane(type) && type != PHI3C_Q5_K : type != PHI3C_Q8_0;
 }
 
-INLINE void quantised_tile(const int type, second_tile *second, float *out, const uint8_t *panel, const uint8_t *x,
-                           size_t x_stride, int n, int64_t columns) {
-    const size_t bytes32 = phi3c_packed_bytes(type, 16, 256) / 8, second_blocks = second_blocks_at(columns);
+INLINE void quantised_tile(const int type, outliers_tile *multiply_outliers, float *out, const uint8_t *panel,
+                           const uint8_t *x, size_t x_stride, int n, int64_t columns) {
+    const size_t bytes32 = phi3c_packed_bytes(type, 16, 256) / 8;
+    const uint8_t *outliers = x + outliers_at(columns);
     const int many = has_high_plane(type) ? TOKENS : 2 * TOKENS; /* tokens that pay for unpacking first */
     memset(out, 0, (size_t)n * 16 * sizeof(float));
     for (int64_t left = columns / 32; left > 0; left -= 8) {
@@ -383,24 +383,25 @@ INLINE void quantised_tile(const int type, second_tile *second, float *out, cons
                 _mm_prefetch((const char *)panel + 2 * bytes32 * 8 + i, _MM_HINT_T1);
         if (n >= many) {
             unpack_weights(type, bytes, panel, w.n32);
-            multiply_tokens(type, second, out, &w, bytes, x, x_stride, second_blocks, n);
+            multiply_tokens(type, multiply_outliers, out, &w, bytes, x, outliers, x_stride, n);
         } else
-            multiply_tokens(type, second, out, &w, NULL, x, x_stride, second_blocks, n);
+            multiply_tokens(type, multiply_outliers, out, &w, NULL, x, outliers, x_stride, n);
         panel += bytes32 * (size_t)w.n32;
         x += sizeof(block_x8);
+        outliers += OUTLIERS * sizeof(outlier_x8);
     }
 }
 
 #define TILE(name, type)                                                                                               \
-    NOINLINE void name##_second(float *out, const super_block *w, const uint8_t *bytes, const block_x8 *x,             \
-                                uint32_t groups) {                                                                     \
+    NOINLINE void name##_outliers(float *out, const super_block *w, const uint8_t *bytes, const outlier_x8 *outliers,  \
+                                  int n) {                                                                             \
         if (bytes)                                                                                                     \
-            multiply_second(type, out, w, bytes, x, groups);                                                           \
+            multiply_outliers(type, out, w, bytes, outliers, n);                                                       \
         else                                                                                                           \
-            multiply_second(type, out, w, NULL, x, groups);                                                            \
+            multiply_outliers(type, out, w, NULL, outliers, n);                                                        \
     }                                                                                                                  \
     static void name(float *out, const uint8_t *panel, const uint8_t *x, size_t x_stride, int n, int64_t columns) {    \
-        quantised_tile(type, name##_second, out, panel, x, x_stride, n, columns);                                      \
+        quantised_tile(type, name##_outliers, out, panel, x, x_stride, n, columns);                                    \
     }
 TILE(tile_q4_0, PHI3C_Q4_0)
 TILE(tile_q4_1, PHI3C_Q4_1)
