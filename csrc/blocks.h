@@ -44,36 +44,36 @@ static_assert(sizeof(block_q6_K) == 210, "q6_K");
 static_assert(sizeof(block_iq4_nl) == 18, "iq4_nl");
 static_assert(sizeof(block_iq4_xs) == 136, "iq4_xs");
 
+/* An activation that exceeds OUTLIER times the mean magnitude of its block. */
+typedef struct {
+    float x;
+    uint32_t column; /* of the block */
+} outlier_x8;
+
+#define OUTLIER 12.0f
+
 /* 256 activations in block floating point: x[i] = q[i] * 2^shift[i / 32] * d, but for outliers, whose q is 0.
  *
  * |q| <= 127, shift is 3 minus the number of times (0 to 3) that a group of 32 could be doubled and still fit the
  * block's range, so d is 1/8 of a plain int8 scale. Bounds: |sum32| <= 32 * 127 * 8 = 32512 fits int16, and a
  * whole block times q6_K weights, 256 * 127 * 32 * 128 * 8 = 1.07e9, or iq4_xs weights, 256 * 127 * 127 * 32 * 8 =
- * 1.06e9, fits int32. A short last block is padded with zeros. */
+ * 1.06e9, fits int32. A short last block is padded with zeros.
+ *
+ * A few dimensions of every model have outliers, in half of all blocks; a scale that they fit would round the others
+ * away. They stay floats and multiply the weights as floats. Mean KL to float32 on the 135M test model: 0.0167 with
+ * one int8 scale per 256, 0.0042 with the shifts, 0.0012 with the outliers apart (docs/accuracy.md). */
 typedef struct {
     int8_t q[256];
     int32_t shift[8];
     int32_t nsum32[8];  /* -sum of q over 32: a chain that starts at nsum << b ends as the sum of (w - 2^b) q */
     int32_t nsum16[16]; /* -sum of q over 16 */
-    int16_t sum32[8];   /* sum of q << shift over 32, for mins */
     int16_t sum16[16];  /* sum of q << shift over 16, for the mins of q2_K */
+    int16_t sum32[8];   /* sum of q << shift over 32, for mins */
     float d;
-    int32_t n_outliers;
-    uint8_t unused[8]; /* seven cache lines */
+    uint32_t n_outliers;
+    outlier_x8 outliers[25]; /* by column; not more than 256 / 12 = 21 are in use, the first shares a line with d */
 } block_x8;
 
-static_assert(sizeof(block_x8) == 448, "x8");
-
-/* An activation that exceeds OUTLIER times the mean magnitude of its block. A few dimensions of every model have such,
- * in half of all blocks; a scale that they fit would round the others away. They stay floats and multiply the weights
- * as floats. Mean KL to float32 on the 135M test model: 0.0167 with one int8 scale per 256, 0.0042 with the shifts,
- * 0.0012 with the outliers apart (docs/accuracy.md). */
-typedef struct {
-    float x;
-    int32_t column; /* of the block */
-} outlier_x8;
-
-#define OUTLIER 12.0f
-enum { OUTLIERS = 24 }; /* room for those of a block: not more than 256 / 12 = 21, in three cache lines */
+static_assert(sizeof(block_x8) == 640, "x8");
 
 #endif

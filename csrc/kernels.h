@@ -13,7 +13,7 @@
 #include "phi3c.h"
 
 /* out[t * 16 + r] = sum_c w[r][c] x[t][c] for one panel and n rows of activations, x_stride bytes apart: for F32, F16
- * and BF16 weights floats, for the others x8 blocks and, behind them, their outliers. */
+ * and BF16 weights floats, for the others x8 blocks. */
 typedef void phi3c_tile(float *out, const uint8_t *panel, const uint8_t *x, size_t x_stride, int n, int64_t columns);
 
 /* One online-softmax step: n <= PHI3C_QUERIES queries against the 64 keys of a page.
@@ -32,7 +32,7 @@ typedef struct {
     const char *name;
     phi3c_tile *tile[PHI3C_N_TYPES];               /* by type of the weights */
     phi3c_attend_tile *attend_tile[PHI3C_N_TYPES]; /* by type of the cache */
-    void (*quantize_row)(block_x8 *out, outlier_x8 *outliers, const float *x, int64_t columns);
+    void (*quantize_row)(block_x8 *out, const float *x, int64_t columns);
     void (*rms_norm_row)(float *out, const float *x, const float *weight, float eps, int64_t columns);
     void (*silu_mul_row)(float *out, const float *gate, const float *up, int64_t n);
     void (*to_f16)(f16 *out, const float *x, int64_t n);
@@ -46,9 +46,6 @@ extern const phi3c_kernels phi3c_kernels_scalar, phi3c_kernels_avx2, phi3c_kerne
 /* Above which magnitude an activation is an outlier, where the n of its block add up to `sum`. Infinite or NaN, and so
  * above none, where one of them is. */
 static inline float outlier_limit(float sum, int n) { return OUTLIER * sum / (float)n; }
-
-/* Where the outliers of a quantised row begin: OUTLIERS for each of its blocks, of which n_outliers are in use. */
-static inline size_t outliers_at(int64_t columns) { return (size_t)((columns + 255) / 256) * sizeof(block_x8); }
 
 /* Of the keys, or the values, of a kv head in a page of q8_0: 64 positions times head_dim / 32 halves. */
 static inline size_t q8_0_scale_bytes(int head_dim) { return (size_t)(head_dim / 32) * PHI3C_TILE * sizeof(f16); }

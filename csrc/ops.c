@@ -5,11 +5,8 @@
 
 static int64_t supers_of(int64_t columns) { return (columns + PHI3C_SUPER - 1) / PHI3C_SUPER; }
 
-/* The one block more keeps rows from starting in the same sets of a cache: what a row of 8192 columns needs is five
- * times 4096 bytes. */
-size_t phi3c_x8_bytes(int64_t columns) {
-    return (size_t)supers_of(columns) * (sizeof(block_x8) + OUTLIERS * sizeof(outlier_x8)) + sizeof(block_x8);
-}
+/* The 192 bytes more keep rows from starting in the same sets of a cache: 32 blocks are five times 4096 bytes. */
+size_t phi3c_x8_bytes(int64_t columns) { return (size_t)supers_of(columns) * sizeof(block_x8) + 192; }
 
 typedef struct {
     phi3c_activation out;
@@ -21,9 +18,8 @@ static float *f32_row(phi3c_activation a, int64_t row) { return a.f32 + row * a.
 
 /* Quantise n floats from super-block `super` of a row on. */
 static void quantize_part(phi3c_activation a, int64_t row, int64_t super, int64_t n) {
-    uint8_t *x8 = a.x8 + (size_t)row * phi3c_x8_bytes(a.columns);
-    outlier_x8 *outliers = (outlier_x8 *)(x8 + outliers_at(a.columns)) + super * OUTLIERS;
-    phi3c_kernel.quantize_row((block_x8 *)x8 + super, outliers, f32_row(a, row) + super * PHI3C_SUPER, n);
+    block_x8 *blocks = (block_x8 *)(a.x8 + (size_t)row * phi3c_x8_bytes(a.columns)) + super;
+    phi3c_kernel.quantize_row(blocks, f32_row(a, row) + super * PHI3C_SUPER, n);
 }
 
 static void rms_norm(void *arg, int64_t first, int64_t last) {

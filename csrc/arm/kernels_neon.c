@@ -116,7 +116,7 @@ static void quantize_plain(block_x8 *out, const float x[256]) {
     float largest, group[8];
     memcpy(&largest, &block_bits, 4);
     memcpy(group, group_bits, sizeof group_bits);
-    memset(out, 0, sizeof *out);
+    memset(out, 0, offsetof(block_x8, n_outliers));
     if (block_bits >= 0x7f800000u) {
         out->d = NAN;
         return;
@@ -149,7 +149,7 @@ static void quantize_plain(block_x8 *out, const float x[256]) {
 }
 
 /* As in kernels_scalar.c. Half of all blocks have no outliers and are not copied. */
-static void quantize_block(block_x8 *out, outlier_x8 *outliers, const float *x, int n) {
+static void quantize_block(block_x8 *out, const float *x, int n) {
     float rest[256];
     if (n < 256) {
         memset(rest, 0, sizeof rest);
@@ -163,14 +163,15 @@ static void quantize_block(block_x8 *out, outlier_x8 *outliers, const float *x, 
             largest = vmaxq_f32(largest, magnitude);
         }
     float limit = outlier_limit(sum_lanes(lanes), n);
-    int n_outliers = 0;
+    uint32_t n_outliers = 0;
     if (vmaxvq_f32(largest) > limit) {
         for (int i = 0; i < 256; i += 4) {
             float32x4_t v = vld1q_f32(x + i);
             uint32x4_t apart = vcagtq_f32(v, vdupq_n_f32(limit)); /* |v| > limit */
             if (vmaxvq_u32(apart))
                 for (int column = i; column < i + 4; column++)
-                    if (fabsf(x[column]) > limit) outliers[n_outliers++] = (outlier_x8){x[column], column};
+                    if (fabsf(x[column]) > limit)
+                        out->outliers[n_outliers++] = (outlier_x8){x[column], (uint32_t)column};
             /* x may be rest */
             vst1q_f32(rest + i, vreinterpretq_f32_u32(vbicq_u32(vreinterpretq_u32_f32(v), apart)));
         }
@@ -180,9 +181,8 @@ static void quantize_block(block_x8 *out, outlier_x8 *outliers, const float *x, 
     out->n_outliers = n_outliers;
 }
 
-static void quantize_row(block_x8 *out, outlier_x8 *outliers, const float *x, int64_t columns) {
-    for (; columns > 0; columns -= 256, x += 256, outliers += OUTLIERS)
-        quantize_block(out++, outliers, x, columns < 256 ? (int)columns : 256);
+static void quantize_row(block_x8 *out, const float *x, int64_t columns) {
+    for (; columns > 0; columns -= 256, x += 256) quantize_block(out++, x, columns < 256 ? (int)columns : 256);
 }
 
 static void rms_norm_row(float *out, const float *x, const float *weight, float eps, int64_t columns) {

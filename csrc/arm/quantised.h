@@ -198,16 +198,16 @@ INLINE float32x4_t float_weights(const int type, const super_block *w, int quad,
 
 /* out += a super-block times the outliers of a block, by column. */
 INLINE void multiply_outliers(const int type, float *out, const super_block *w, const uint8_t *bytes,
-                              const outlier_x8 *outliers, int n) {
+                              const block_x8 *x) {
     float32x4_t sum[QUADS];
     UNROLL for (int quad = 0; quad < QUADS; quad++) sum[quad] = vld1q_f32(out + 4 * quad);
-    for (; n > 0; n--, outliers++) {
-        const int s = outliers->column / 32, c = outliers->column % 32, j = s % groups_together(type);
+    for (uint32_t i = 0; i < x->n_outliers; i++) {
+        const int column = (int)x->outliers[i].column, s = column / 32, c = column % 32, j = s % groups_together(type);
         const int32x4_t above = vdupq_n_s32(24 - c % 4 * 8); /* bits of a lane */
         UNROLL for (int quad = 0; quad < QUADS; quad++) {
             int32x4_t q = vreinterpretq_s32_s8(weights(type, w, bytes, quad, s - j, j, c / 4));
             q = vshrq_n_s32(vshlq_s32(q, above), 24);
-            sum[quad] = vfmaq_n_f32(sum[quad], float_weights(type, w, quad, q, s, c), outliers->x);
+            sum[quad] = vfmaq_n_f32(sum[quad], float_weights(type, w, quad, q, s, c), x->outliers[i].x);
         }
     }
     UNROLL for (int quad = 0; quad < QUADS; quad++) vst1q_f32(out + 4 * quad, sum[quad]);
@@ -292,7 +292,6 @@ INLINE void unpack_weights(const int type, uint8_t *bytes, const super_block *w)
 INLINE void quantised_tile(const int type, float *out, const uint8_t *panel, const uint8_t *x, size_t x_stride, int n,
                            int64_t columns) {
     const size_t bytes32 = phi3c_packed_bytes(type, 16, 256) / 8;
-    const uint8_t *outliers = x + outliers_at(columns);
     memset(out, 0, (size_t)n * 16 * sizeof(float));
     for (int64_t left = columns / 32; left > 0; left -= 8) {
         super_block w; /* not cleared: 2.5 KB, of which each type uses a part */
@@ -309,13 +308,11 @@ INLINE void quantised_tile(const int type, float *out, const uint8_t *panel, con
         for (; n - t >= 2; t += 2) multiply_blocks(type, 2, out + t * 16, &w, NULL, x + (size_t)t * x_stride, x_stride);
         if (n - t == 1) multiply_blocks(type, 1, out + t * 16, &w, NULL, x + (size_t)t * x_stride, x_stride);
         for (t = 0; t < n; t++) {
-            const outlier_x8 *first = (const outlier_x8 *)(outliers + (size_t)t * x_stride);
-            int n_outliers = token(x, x_stride, t)->n_outliers;
-            if (n_outliers) multiply_outliers(type, out + t * 16, &w, n >= TOKENS ? bytes : NULL, first, n_outliers);
+            const block_x8 *block = token(x, x_stride, t);
+            if (block->n_outliers) multiply_outliers(type, out + t * 16, &w, n >= TOKENS ? bytes : NULL, block);
         }
         panel += bytes32 * (size_t)w.n32;
         x += sizeof(block_x8);
-        outliers += OUTLIERS * sizeof(outlier_x8);
     }
 }
 

@@ -182,15 +182,15 @@ INLINE void quantised_tile(int type, float *out, const uint8_t *panel, const uin
             else
                 k_super(type, part, p, block, tokens);
             for (int t = 0; t < tokens; t++) {
-                const uint8_t *outliers = x + (size_t)(first + t) * x_stride + outliers_at(columns);
-                const outlier_x8 *outlier = (const outlier_x8 *)outliers + super * OUTLIERS;
                 add_part(out + t * 16, part[t], block[t]->d);
-                for (int i = 0; i < block[t]->n_outliers; i++, outlier++)
+                for (uint32_t i = 0; i < block[t]->n_outliers; i++) {
+                    const outlier_x8 *outlier = &block[t]->outliers[i];
+                    int s = (int)(outlier->column / 32), c = (int)(outlier->column % 32);
                     for (int lane = 0; lane < 16; lane++) {
-                        int s = outlier->column / 32, c = outlier->column % 32;
                         float weight = float_weight_at(type, p, lane, s, c, n32);
                         out[t * 16 + lane] = fmaf(weight, outlier->x, out[t * 16 + lane]);
                     }
+                }
             }
             p += bytes32 * (size_t)n32;
         }
@@ -255,7 +255,8 @@ static float sum_lanes(const float lanes[16]) {
     return sum[0];
 }
 
-/* A block whose largest magnitude is below 2^-100 is zero; one that holds an infinity or NaN becomes NaN. */
+/* All but the outliers. A block whose largest magnitude is below 2^-100 is zero; one that holds an infinity or NaN
+ * becomes NaN. */
 static void quantize_plain(block_x8 *out, const float x[256]) {
     uint32_t group_bits[8] = {0}, block_bits = 0;
     for (int i = 0; i < 256; i++)
@@ -266,7 +267,7 @@ static void quantize_plain(block_x8 *out, const float x[256]) {
     memcpy(&largest, &block_bits, 4);
     memcpy(group, group_bits, sizeof group);
 
-    memset(out, 0, sizeof *out);
+    memset(out, 0, offsetof(block_x8, n_outliers));
     if (block_bits >= 0x7f800000u) {
         out->d = NAN;
         return;
@@ -295,24 +296,23 @@ static void quantize_plain(block_x8 *out, const float x[256]) {
 }
 
 /* Magnitudes are added up in 16 strided lanes. */
-static void quantize_block(block_x8 *out, outlier_x8 *outliers, const float *x, int n) {
+static void quantize_block(block_x8 *out, const float *x, int n) {
     float rest[256] = {0}, lanes[16] = {0};
     memcpy(rest, x, (size_t)n * sizeof(float));
     for (int i = 0; i < 256; i++) lanes[i % 16] += fabsf(rest[i]);
     float limit = outlier_limit(sum_lanes(lanes), n);
-    int n_outliers = 0;
-    for (int i = 0; i < 256; i++) {
+    uint32_t n_outliers = 0;
+    for (uint32_t i = 0; i < 256; i++) {
         if (!(fabsf(rest[i]) > limit)) continue;
-        outliers[n_outliers++] = (outlier_x8){rest[i], i};
+        out->outliers[n_outliers++] = (outlier_x8){rest[i], i};
         rest[i] = 0.0f;
     }
     quantize_plain(out, rest);
     out->n_outliers = n_outliers;
 }
 
-static void quantize_row(block_x8 *out, outlier_x8 *outliers, const float *x, int64_t columns) {
-    for (; columns > 0; columns -= 256, x += 256, outliers += OUTLIERS)
-        quantize_block(out++, outliers, x, columns < 256 ? (int)columns : 256);
+static void quantize_row(block_x8 *out, const float *x, int64_t columns) {
+    for (; columns > 0; columns -= 256, x += 256) quantize_block(out++, x, columns < 256 ? (int)columns : 256);
 }
 
 static void rms_norm_row(float *out, const float *x, const float *weight, float eps, int64_t columns) {

@@ -145,7 +145,7 @@ static void quantize_plain(block_x8 *out, const float x[256]) {
     float largest, group[8];
     memcpy(&largest, &block_bits, 4);
     memcpy(group, group_bits, sizeof group);
-    memset(out, 0, sizeof *out);
+    memset(out, 0, offsetof(block_x8, n_outliers));
     if (block_bits >= 0x7f800000u) {
         out->d = NAN;
         return;
@@ -175,7 +175,7 @@ static void quantize_plain(block_x8 *out, const float x[256]) {
 }
 
 /* As in kernels_scalar.c. Half of all blocks have no outliers and are not copied. */
-static void quantize_block(block_x8 *out, outlier_x8 *outliers, const float *x, int n) {
+static void quantize_block(block_x8 *out, const float *x, int n) {
     const __m256 sign = _mm256_set1_ps(-0.0f);
     float rest[256];
     if (n < 256) {
@@ -189,14 +189,14 @@ static void quantize_block(block_x8 *out, outlier_x8 *outliers, const float *x, 
         largest = _mm256_max_ps(largest, magnitude);
     }
     __m256 limit = _mm256_set1_ps(outlier_limit(sum_lanes(lanes[0], lanes[1]), n));
-    int n_outliers = 0;
+    uint32_t n_outliers = 0;
     if (_mm256_movemask_ps(_mm256_cmp_ps(largest, limit, _CMP_GT_OQ))) {
         for (int i = 0; i < 256; i += 8) {
             __m256 v = _mm256_loadu_ps(x + i), apart = _mm256_cmp_ps(_mm256_andnot_ps(sign, v), limit, _CMP_GT_OQ);
             uint32_t lanes_apart = (uint32_t)_mm256_movemask_ps(apart);
             for (; lanes_apart; lanes_apart &= lanes_apart - 1) {
                 int column = i + lowest_bit(lanes_apart);
-                outliers[n_outliers++] = (outlier_x8){x[column], column};
+                out->outliers[n_outliers++] = (outlier_x8){x[column], (uint32_t)column};
             }
             _mm256_storeu_ps(rest + i, _mm256_andnot_ps(apart, v)); /* x may be rest */
         }
@@ -206,9 +206,8 @@ static void quantize_block(block_x8 *out, outlier_x8 *outliers, const float *x, 
     out->n_outliers = n_outliers;
 }
 
-static void quantize_row(block_x8 *out, outlier_x8 *outliers, const float *x, int64_t columns) {
-    for (; columns > 0; columns -= 256, x += 256, outliers += OUTLIERS)
-        quantize_block(out++, outliers, x, columns < 256 ? (int)columns : 256);
+static void quantize_row(block_x8 *out, const float *x, int64_t columns) {
+    for (; columns > 0; columns -= 256, x += 256) quantize_block(out++, x, columns < 256 ? (int)columns : 256);
 }
 
 static void rms_norm_row(float *out, const float *x, const float *weight, float eps, int64_t columns) {
