@@ -213,7 +213,11 @@ static void random_activation(float *x, int64_t columns, int kind) {
         case 6: x[c] = c % 4 < 2 ? 2.5f : -2.5f; break;       /* both int16 sums of a lane at their bounds */
         case 7: x[c] = u * (float)(1 << (c / 32 % 6)); break; /* every shift */
         case 8: x[c] = c / 16 % 2 ? -0.0f : (float)below(255) - 127.0f; break; /* ties and exact quotients */
-        case 9: x[c] = u * (c % 96 == 7 ? 50.0f : 1.0f); break;                /* outliers */
+        case 9: /* as many outliers as there can be, 25 of 256, and few */
+            x[c] = c / 256 % 2                    ? u * (c % 96 == 7 ? 50.0f : 1.0f)
+                   : c % 256 < 250 && c % 10 == 5 ? 90.0f + 0.1f * u
+                                                  : 0.0f;
+            break;
         case 10: x[c] = u * 1e38f; break;
         case 11: x[c] = u * 0x1p-130f; break;
         default: x[c] = u;
