@@ -276,8 +276,8 @@ static void check_block(const block_x8 *b, const float *x, int n) {
     double sum = 0, largest = 0; /* of all; of the others than outliers */
     int finite = 1, listed = 1, found = 1, near = 1;
     uint32_t next = 0;
-    for (int i = 0; i < n; i++) {
-        finite &= isfinite(x[i]) != 0;
+    for (int i = 0; i < n && finite; i++) {
+        finite = isfinite(x[i]) != 0;
         sum += fabsf(x[i]);
     }
     double limit = OUTLIER * sum / n, doubt = limit * 20 * EPS + TINY; /* a sum of 16 per lane, a tree, two more */
@@ -286,7 +286,7 @@ static void check_block(const block_x8 *b, const float *x, int n) {
         if (apart) listed &= b->outliers[next++].x == x[i] && b->q[i] == 0;
         if (finite && isfinite((float)(OUTLIER * sum)) && fabs(fabsf(x[i]) - limit) > doubt)
             found &= apart == (fabsf(x[i]) > limit);
-        if (!apart) largest = fmax(largest, fabsf(x[i]));
+        if (!apart && fabsf(x[i]) > largest) largest = fabsf(x[i]); /* fmax here crashes gcc 12 for aarch64 */
     }
     check(next == b->n_outliers && listed, "%u outliers, once each, by column, with code 0", b->n_outliers);
     check(found, "outliers are those above %g", limit);
