@@ -261,7 +261,7 @@ INLINE void multiply_outlier(const int type, float *out, const super_block *w, c
 }
 
 /* out[t] += a super-block times the outliers of n blocks, by column. Which blocks have one cannot be foreseen. So many
- * gather them first, without a branch for the first of a block, which most often is the only one. */
+ * gather them first, without a branch for the first of a block. */
 INLINE void multiply_outliers(const int type, float *out, const super_block *w, const uint8_t *bytes, const uint8_t *x,
                               size_t x_stride, int n) {
     enum { MANY = 24 };
