@@ -271,7 +271,7 @@ INLINE __m512i field(const uint8_t *quads, int c, int from, int mask) {
 }
 
 /* Weights in column c of group s; see weight_at in kernels_scalar.c. */
-INLINE __m512i column_weights(int type, const uint8_t *p, int s, int c, int n32) {
+INLINE __m512i column_weights(const int type, const uint8_t *p, int s, int c, int n32) {
     const int half = s / 4, j = s % 4; /* of the K types: quarter j of a half block */
     const uint8_t *qh;
     __m512i low, high = _mm512_setzero_si512();
@@ -325,7 +325,7 @@ INLINE __m512i column_weights(int type, const uint8_t *p, int s, int c, int n32)
 }
 
 /* The same as floats; see float_weight_at in kernels_scalar.c. planes: six-bit scales and mins, as bytes. */
-INLINE __m512 float_weights(int type, const uint8_t *p, const uint8_t *planes, int s, int c, int n32) {
+INLINE __m512 float_weights(const int type, const uint8_t *p, const uint8_t *planes, int s, int c, int n32) {
     __m512i q = column_weights(type, p, s, c, n32), scale, min = _mm512_setzero_si512();
     if (has_blocks_of_32(type)) {
         __m512 d = load_halves(p + s * 32), v = _mm512_cvtepi32_ps(q);
@@ -354,20 +354,41 @@ INLINE __m512 float_weights(int type, const uint8_t *p, const uint8_t *planes, i
     return has_min ? _mm512_fnmadd_ps(load_halves(p + 32), _mm512_cvtepi32_ps(min), v) : v;
 }
 
-/* sum[t] += a super-block times the outliers of M tokens, by column. Not inlined into every tile: most of its code is
- * for one type. */
-NOINLINE void multiply_outliers(int type, int M, __m512 sum[], const uint8_t *p, const uint8_t *x, size_t x_stride,
-                                int n32) {
-    uint8_t planes[256];
-    if (type == PHI3C_Q4_K || type == PHI3C_Q5_K) unpack_planes(planes, p + 64);
-    if (type == PHI3C_Q3_K) unpack_planes(planes, p + 32);
+/* sum[t] += a super-block times the outliers of M tokens, by column. */
+INLINE void outliers_of(const int type, int M, __m512 sum[], const uint8_t *p, const uint8_t *x, size_t x_stride,
+                        int n32) {
+    uint8_t unpacked[256];
+    const uint8_t *planes = NULL; /* six-bit scales and mins, of the types that have them */
+    if (type == PHI3C_Q3_K || type == PHI3C_Q4_K || type == PHI3C_Q5_K) {
+        unpack_planes(unpacked, p + (type == PHI3C_Q3_K ? 32 : 64));
+        planes = unpacked;
+    }
     for (int t = 0; t < M; t++) {
         const block_x8 *block = token(x, x_stride, t);
         for (uint32_t i = 0; i < block->n_outliers; i++) {
-            const int column = (int)block->outliers[i].column;
-            __m512 w = float_weights(type, p, planes, column / 32, column % 32, n32);
+            const uint32_t column = block->outliers[i].column;
+            __m512 w = float_weights(type, p, planes, (int)(column / 32), (int)(column % 32), n32);
             sum[t] = _mm512_fmadd_ps(w, _mm512_set1_ps(block->outliers[i].x), sum[t]);
         }
+    }
+}
+
+/* The same, once for all tiles of a type. */
+NOINLINE void multiply_outliers(int type, int M, __m512 sum[], const uint8_t *p, const uint8_t *x, size_t x_stride,
+                                int n32) {
+    switch (type) {
+    case PHI3C_Q4_0: outliers_of(PHI3C_Q4_0, M, sum, p, x, x_stride, n32); break;
+    case PHI3C_Q4_1: outliers_of(PHI3C_Q4_1, M, sum, p, x, x_stride, n32); break;
+    case PHI3C_Q5_0: outliers_of(PHI3C_Q5_0, M, sum, p, x, x_stride, n32); break;
+    case PHI3C_Q5_1: outliers_of(PHI3C_Q5_1, M, sum, p, x, x_stride, n32); break;
+    case PHI3C_Q8_0: outliers_of(PHI3C_Q8_0, M, sum, p, x, x_stride, n32); break;
+    case PHI3C_Q2_K: outliers_of(PHI3C_Q2_K, M, sum, p, x, x_stride, n32); break;
+    case PHI3C_Q3_K: outliers_of(PHI3C_Q3_K, M, sum, p, x, x_stride, n32); break;
+    case PHI3C_Q4_K: outliers_of(PHI3C_Q4_K, M, sum, p, x, x_stride, n32); break;
+    case PHI3C_Q5_K: outliers_of(PHI3C_Q5_K, M, sum, p, x, x_stride, n32); break;
+    case PHI3C_Q6_K: outliers_of(PHI3C_Q6_K, M, sum, p, x, x_stride, n32); break;
+    case PHI3C_IQ4_NL: outliers_of(PHI3C_IQ4_NL, M, sum, p, x, x_stride, n32); break;
+    case PHI3C_IQ4_XS: outliers_of(PHI3C_IQ4_XS, M, sum, p, x, x_stride, n32); break;
     }
 }
 
