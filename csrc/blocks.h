@@ -44,34 +44,36 @@ static_assert(sizeof(block_q6_K) == 210, "q6_K");
 static_assert(sizeof(block_iq4_nl) == 18, "iq4_nl");
 static_assert(sizeof(block_iq4_xs) == 136, "iq4_xs");
 
-/* A group of 32 activations gets a part in the second block when its largest magnitude exceeds OUTLIER times the mean
- * magnitude of its block, or is below the block's largest by a factor of more than FAINT. */
-#define OUTLIER 12.0f
-#define FAINT 32.0f
+/* An activation that exceeds OUTLIER times the mean magnitude of its block. */
+typedef struct {
+    float x;
+    uint32_t column; /* of the block */
+} outlier_x8;
 
-/* 256 activations in block floating point: x[i] = q[i] * 2^shift[i / 32] * d.
+#define OUTLIER 10.0f
+
+/* 256 activations in block floating point: x[i] = q[i] * 2^shift[i / 32] * d, but for outliers, whose q is 0.
  *
  * |q| <= 127, shift is 3 minus the number of times (0 to 3) that a group of 32 could be doubled and still fit the
  * block's range, so d is 1/8 of a plain int8 scale. Bounds: |sum32| <= 32 * 127 * 8 = 32512 fits int16, and a
  * whole block times q6_K weights, 256 * 127 * 32 * 128 * 8 = 1.07e9, or iq4_xs weights, 256 * 127 * 127 * 32 * 8 =
  * 1.06e9, fits int32. A short last block is padded with zeros.
  *
- * A group that holds an outlier would round its other members away, and one that stands beside a very large outlier
- * has fewer than 5 bits left: their bits in `outliers` are set, and what rounding left of them is quantised once
- * more, in a second block that holds 0 for all other groups. Mean KL to float32 on the 135M test model: 0.0167 with
- * one int8 scale per 256, 0.0042 with the shifts, 0.0014 with the second block (docs/accuracy.md). */
+ * A few dimensions of every model have outliers, in half of all blocks; a scale that they fit would round the others
+ * away. They stay floats and multiply the weights as floats. Mean KL to float32 on the 135M test model: 0.0167 with
+ * one int8 scale per 256, 0.0042 with the shifts, 0.0011 with the outliers apart (docs/accuracy.md). */
 typedef struct {
     int8_t q[256];
     int32_t shift[8];
     int32_t nsum32[8];  /* -sum of q over 32: a chain that starts at nsum << b ends as the sum of (w - 2^b) q */
     int32_t nsum16[16]; /* -sum of q over 16 */
-    int16_t sum32[8];   /* sum of q << shift over 32, for mins */
     int16_t sum16[16];  /* sum of q << shift over 16, for the mins of q2_K */
+    int16_t sum32[8];   /* sum of q << shift over 32, for mins */
     float d;
-    uint32_t outliers; /* bit s: group s has a part in the second block; 0 there */
-    uint8_t unused[8]; /* seven cache lines */
+    uint32_t n_outliers;
+    outlier_x8 outliers[25]; /* by column; no more than 256 / 10 there can be; the first shares a line with d */
 } block_x8;
 
-static_assert(sizeof(block_x8) == 448, "x8");
+static_assert(sizeof(block_x8) == 640, "x8");
 
 #endif

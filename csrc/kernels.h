@@ -13,7 +13,7 @@
 #include "phi3c.h"
 
 /* out[t * 16 + r] = sum_c w[r][c] x[t][c] for one panel and n rows of activations, x_stride bytes apart: for F32, F16
- * and BF16 weights floats, for the others x8 blocks and, behind them, their second blocks. */
+ * and BF16 weights floats, for the others x8 blocks. */
 typedef void phi3c_tile(float *out, const uint8_t *panel, const uint8_t *x, size_t x_stride, int n, int64_t columns);
 
 /* One online-softmax step: n <= PHI3C_QUERIES queries against the 64 keys of a page.
@@ -32,7 +32,7 @@ typedef struct {
     const char *name;
     phi3c_tile *tile[PHI3C_N_TYPES];               /* by type of the weights */
     phi3c_attend_tile *attend_tile[PHI3C_N_TYPES]; /* by type of the cache */
-    void (*quantize_row)(block_x8 *out, block_x8 *second, const float *x, int64_t columns);
+    void (*quantize_row)(block_x8 *out, const float *x, int64_t columns);
     void (*rms_norm_row)(float *out, const float *x, const float *weight, float eps, int64_t columns);
     void (*silu_mul_row)(float *out, const float *gate, const float *up, int64_t n);
     void (*to_f16)(f16 *out, const float *x, int64_t n);
@@ -43,21 +43,9 @@ extern phi3c_kernels phi3c_kernel; /* those in use */
 extern const phi3c_kernels phi3c_kernels_scalar, phi3c_kernels_avx2, phi3c_kernels_avxvnni, phi3c_kernels_avx512,
     phi3c_kernels_neon, phi3c_kernels_dotprod;
 
-/* Which groups of a quantised block need a part in the second: those that exceed OUTLIER times the mean of n
- * magnitudes, which add up to `sum`, and those fainter than the largest by a factor of more than FAINT. */
-static inline uint32_t find_outliers(const block_x8 *block, const float group[8], float sum, int n) {
-    if (block->d == 0.0f || block->d != block->d) return 0;
-    float limit = OUTLIER * sum, largest = 0.0f;
-    uint32_t outliers = 0;
-    for (int j = 0; j < 8; j++)
-        if (group[j] > largest) largest = group[j];
-    for (int j = 0; j < 8; j++)
-        if (group[j] * (float)n > limit || (group[j] > 0.0f && group[j] * FAINT < largest)) outliers |= 1u << j;
-    return outliers;
-}
-
-/* Where the second blocks of a quantised row begin. */
-static inline size_t second_blocks_at(int64_t columns) { return (size_t)((columns + 255) / 256) * sizeof(block_x8); }
+/* Above which magnitude an activation is an outlier, where the n of its block add up to `sum`. Infinite or NaN, and so
+ * above none, where one of them is. */
+static inline float outlier_limit(float sum, int n) { return OUTLIER * sum / (float)n; }
 
 /* Of the keys, or the values, of a kv head in a page of q8_0: 64 positions times head_dim / 32 halves. */
 static inline size_t q8_0_scale_bytes(int head_dim) { return (size_t)(head_dim / 32) * PHI3C_TILE * sizeof(f16); }

@@ -82,8 +82,7 @@ int phi3c_encode(uint8_t *out, int type, const uint8_t *in, int in_type, int64_t
 
 /* -- activations ------------------------------------------------------------------------------------------ */
 
-/* Bytes of a quantised row: ceil(columns / 256) blocks of 448, then as many for their outliers (blocks.h), and one
- * that nobody uses. */
+/* Bytes of a quantised row: ceil(columns / 256) blocks of 640 (blocks.h), and 192 that nobody uses. */
 size_t phi3c_x8_bytes(int64_t columns);
 
 /* Rows of activations, as floats (n, columns) and quantised (n, x8_bytes), both always in step. */

@@ -104,7 +104,7 @@ INLINE float sum_lanes(const float32x4_t v[4]) {
     return vget_lane_f32(two, 0) + vget_lane_f32(two, 1);
 }
 
-static void quantize_plain(block_x8 *out, float group[8], const float x[256]) {
+static void quantize_plain(block_x8 *out, const float x[256]) {
     uint32_t group_bits[8], block_bits = 0;
     for (int j = 0; j < 8; j++) {
         uint32x4_t largest = vdupq_n_u32(0);
@@ -113,10 +113,10 @@ static void quantize_plain(block_x8 *out, float group[8], const float x[256]) {
         group_bits[j] = vmaxvq_u32(largest);
         if (group_bits[j] > block_bits) block_bits = group_bits[j];
     }
-    float largest;
+    float largest, group[8];
     memcpy(&largest, &block_bits, 4);
     memcpy(group, group_bits, sizeof group_bits);
-    memset(out, 0, sizeof *out);
+    memset(out, 0, offsetof(block_x8, n_outliers));
     if (block_bits >= 0x7f800000u) {
         out->d = NAN;
         return;
@@ -148,31 +148,41 @@ static void quantize_plain(block_x8 *out, float group[8], const float x[256]) {
     }
 }
 
-/* As in kernels_scalar.c: 16 lanes of magnitudes, then the outliers once more. */
-static void quantize_block(block_x8 *out, block_x8 *second, const float *x, int n) {
-    float padded[256] = {0}, left[256] = {0}, group[8];
-    if (n < 256) x = memcpy(padded, x, (size_t)n * sizeof(float));
-    quantize_plain(out, group, x);
-    float32x4_t lanes[4] = {vdupq_n_f32(0.0f), vdupq_n_f32(0.0f), vdupq_n_f32(0.0f), vdupq_n_f32(0.0f)};
-    for (int i = 0; i < 256; i += 16)
-        UNROLL for (int k = 0; k < 4; k++) lanes[k] = vaddq_f32(lanes[k], vabsq_f32(vld1q_f32(x + i + 4 * k)));
-    out->outliers = find_outliers(out, group, sum_lanes(lanes), n);
-    second->d = 0.0f;
-    if (!out->outliers) return;
-    for (int i = 0; i < 256; i += 8) {
-        if (!(out->outliers >> (i / 32) & 1)) continue;
-        int16x8_t q = vmovl_s8(vld1_s8(out->q + i));
-        float step = out->d * (float)(1 << out->shift[i / 32]);
-        float32x4_t low = vcvtq_f32_s32(vmovl_s16(vget_low_s16(q))), high = vcvtq_f32_s32(vmovl_high_s16(q));
-        vst1q_f32(left + i, vfmaq_n_f32(vld1q_f32(x + i), vnegq_f32(low), step));
-        vst1q_f32(left + i + 4, vfmaq_n_f32(vld1q_f32(x + i + 4), vnegq_f32(high), step));
+/* As in kernels_scalar.c. Blocks without outliers, a third of all, are not copied. */
+static void quantize_block(block_x8 *out, const float *x, int n) {
+    float rest[256];
+    if (n < 256) {
+        memset(rest, 0, sizeof rest);
+        x = memcpy(rest, x, (size_t)n * sizeof(float));
     }
-    quantize_plain(second, group, left);
+    float32x4_t lanes[4] = {vdupq_n_f32(0.0f), vdupq_n_f32(0.0f), vdupq_n_f32(0.0f), vdupq_n_f32(0.0f)};
+    float32x4_t largest = vdupq_n_f32(0.0f);
+    for (int i = 0; i < 256; i += 16) UNROLL for (int k = 0; k < 4; k++) {
+            float32x4_t magnitude = vabsq_f32(vld1q_f32(x + i + 4 * k));
+            lanes[k] = vaddq_f32(lanes[k], magnitude);
+            largest = vmaxq_f32(largest, magnitude);
+        }
+    float limit = outlier_limit(sum_lanes(lanes), n);
+    uint32_t n_outliers = 0;
+    if (vmaxvq_f32(largest) > limit) {
+        for (int i = 0; i < 256; i += 4) {
+            float32x4_t v = vld1q_f32(x + i);
+            uint32x4_t apart = vcagtq_f32(v, vdupq_n_f32(limit)); /* |v| > limit */
+            if (vmaxvq_u32(apart))
+                for (int column = i; column < i + 4; column++)
+                    if (fabsf(x[column]) > limit)
+                        out->outliers[n_outliers++] = (outlier_x8){x[column], (uint32_t)column};
+            /* x may be rest */
+            vst1q_f32(rest + i, vreinterpretq_f32_u32(vbicq_u32(vreinterpretq_u32_f32(v), apart)));
+        }
+        x = rest;
+    }
+    quantize_plain(out, x);
+    out->n_outliers = n_outliers;
 }
 
-static void quantize_row(block_x8 *out, block_x8 *second, const float *x, int64_t columns) {
-    for (; columns > 0; columns -= 256, x += 256)
-        quantize_block(out++, second++, x, columns < 256 ? (int)columns : 256);
+static void quantize_row(block_x8 *out, const float *x, int64_t columns) {
+    for (; columns > 0; columns -= 256, x += 256) quantize_block(out++, x, columns < 256 ? (int)columns : 256);
 }
 
 static void rms_norm_row(float *out, const float *x, const float *weight, float eps, int64_t columns) {

@@ -37,6 +37,17 @@ INLINE int has_min(const int type) {
     return type == PHI3C_Q4_1 || type == PHI3C_Q5_1 || type == PHI3C_Q2_K || type == PHI3C_Q4_K || type == PHI3C_Q5_K;
 }
 
+/* By how much the bytes of unpack() exceed the weights. */
+INLINE int bias_of(const int type) {
+    switch (type) {
+    case PHI3C_Q3_K: return 4;
+    case PHI3C_Q4_0: return 8;
+    case PHI3C_Q5_0: return 16;
+    case PHI3C_Q6_K: return 32;
+    default: return 0;
+    }
+}
+
 /* Groups of 32 columns whose weights lie in the same bytes. */
 INLINE int groups_together(const int type) {
     if (has_blocks_of_32(type) || type == PHI3C_IQ4_XS) return 1;
@@ -104,14 +115,12 @@ static void dot(const int type, const int M, int32x4_t sum[QUADS][TOKENS], const
 
 /* Legacy types: 32 columns, one float scale (and min). */
 INLINE void legacy_super(const int type, const int M, float32x4_t part[QUADS][TOKENS], const super_block *w,
-                         const uint8_t *bytes, const uint8_t *x, size_t x_stride, uint32_t groups) {
-    const int bias = type == PHI3C_Q4_0 ? 8 : type == PHI3C_Q5_0 ? 16 : 0;
+                         const uint8_t *bytes, const uint8_t *x, size_t x_stride) {
     UNROLL for (int t = 0; t < M; t++) UNROLL for (int q = 0; q < QUADS; q++) part[q][t] = vdupq_n_f32(0.0f);
     for (int s = 0; s < w->n32; s++) {
-        if (!(groups >> s & 1)) continue;
         int32x4_t sum[QUADS][TOKENS];
         UNROLL for (int t = 0; t < M; t++) UNROLL for (int q = 0; q < QUADS; q++) sum[q][t] =
-            vdupq_n_s32(token(x, x_stride, t)->nsum32[s] * bias);
+            vdupq_n_s32(token(x, x_stride, t)->nsum32[s] * bias_of(type));
         dot(type, M, sum, 0, 8, w, bytes, s, 0, x, x_stride);
         UNROLL for (int t = 0; t < M; t++) {
             const block_x8 *block = token(x, x_stride, t);
@@ -127,15 +136,13 @@ INLINE void legacy_super(const int type, const int M, float32x4_t part[QUADS][TO
 
 /* K types: groups of 32 or 16 columns with an integer scale (and min). */
 INLINE void k_super(const int type, const int M, float32x4_t part[QUADS][TOKENS], const super_block *w,
-                    const uint8_t *bytes, const uint8_t *x, size_t x_stride, uint32_t groups) {
-    const int bias = type == PHI3C_Q6_K ? 32 : type == PHI3C_Q3_K ? 4 : 0;
-    const int together = groups_together(type),
+                    const uint8_t *bytes, const uint8_t *x, size_t x_stride) {
+    const int bias = bias_of(type), together = groups_together(type),
               parts = has_groups_of_32(type) ? 1 : 2; /* of 32 columns, with a scale each */
     int32x4_t total[QUADS][TOKENS];
     UNROLL for (int t = 0; t < M; t++) UNROLL for (int q = 0; q < QUADS; q++) total[q][t] = vdupq_n_s32(0);
     for (int base = 0; base < 8; base += together) UNROLL for (int j = 0; j < together; j++) {
             const int s = base + j;
-            if (!(groups >> s & 1)) continue;
             UNROLL for (int i = 0; i < parts; i++) {
                 int32x4_t sum[QUADS][TOKENS];
                 UNROLL for (int t = 0; t < M; t++) UNROLL for (int q = 0; q < QUADS; q++) sum[q][t] =
@@ -163,18 +170,47 @@ INLINE void k_super(const int type, const int M, float32x4_t part[QUADS][TOKENS]
     }
 }
 
-/* out[t] += a super-block times M blocks, of which only the groups of 32 set in `groups` are not 0. */
+/* out[t] += a super-block times M blocks. */
 INLINE void multiply_blocks(const int type, const int M, float *out, const super_block *w, const uint8_t *bytes,
-                            const uint8_t *x, size_t x_stride, uint32_t groups) {
+                            const uint8_t *x, size_t x_stride) {
     float32x4_t part[QUADS][TOKENS];
     if (has_blocks_of_32(type))
-        legacy_super(type, M, part, w, bytes, x, x_stride, groups);
+        legacy_super(type, M, part, w, bytes, x, x_stride);
     else
-        k_super(type, M, part, w, bytes, x, x_stride, groups);
+        k_super(type, M, part, w, bytes, x, x_stride);
     UNROLL for (int t = 0; t < M; t++) UNROLL for (int q = 0; q < QUADS; q++) {
         float *sum = out + t * 16 + q * 4;
         vst1q_f32(sum, vfmaq_n_f32(vld1q_f32(sum), part[q][t], token(x, x_stride, t)->d));
     }
+}
+
+/* Weights q of column c of group s as floats; see float_weight_at in kernels_scalar.c. */
+INLINE float32x4_t float_weights(const int type, const super_block *w, int quad, int32x4_t q, int s, int c) {
+    q = vsubq_s32(q, vdupq_n_s32(bias_of(type)));
+    if (has_blocks_of_32(type)) {
+        float32x4_t v = vcvtq_f32_s32(q), d = w->d[s][quad];
+        return has_min(type) ? vfmaq_f32(w->m[s][quad], d, v) : vmulq_f32(d, v);
+    }
+    const int i = has_groups_of_32(type) ? s : 2 * s + c / 16;
+    float32x4_t v = vmulq_f32(w->d[0][quad], vcvtq_f32_s32(vmulq_s32(w->scale[i][quad], q)));
+    return has_min(type) ? vfmsq_f32(v, w->m[0][quad], vcvtq_f32_s32(vmovl_s16(w->min[i][quad]))) : v;
+}
+
+/* out += a super-block times the outliers of a block, by column. */
+INLINE void multiply_outliers(const int type, float *out, const super_block *w, const uint8_t *bytes,
+                              const block_x8 *x) {
+    float32x4_t sum[QUADS];
+    UNROLL for (int quad = 0; quad < QUADS; quad++) sum[quad] = vld1q_f32(out + 4 * quad);
+    for (uint32_t i = 0; i < x->n_outliers; i++) {
+        const int column = (int)x->outliers[i].column, s = column / 32, c = column % 32, j = s % groups_together(type);
+        const int32x4_t above = vdupq_n_s32(24 - c % 4 * 8); /* bits of a lane */
+        UNROLL for (int quad = 0; quad < QUADS; quad++) {
+            int32x4_t q = vreinterpretq_s32_s8(weights(type, w, bytes, quad, s - j, j, c / 4));
+            q = vshrq_n_s32(vshlq_s32(q, above), 24);
+            sum[quad] = vfmaq_n_f32(sum[quad], float_weights(type, w, quad, q, s, c), x->outliers[i].x);
+        }
+    }
+    UNROLL for (int quad = 0; quad < QUADS; quad++) vst1q_f32(out + 4 * quad, sum[quad]);
 }
 
 /* The 256 six-bit numbers of a FIELD_SCALE or FIELD_SCALE_MIN, as bytes. */
@@ -255,7 +291,7 @@ INLINE void unpack_weights(const int type, uint8_t *bytes, const super_block *w)
 
 INLINE void quantised_tile(const int type, float *out, const uint8_t *panel, const uint8_t *x, size_t x_stride, int n,
                            int64_t columns) {
-    const size_t bytes32 = phi3c_packed_bytes(type, 16, 256) / 8, second_blocks = second_blocks_at(columns);
+    const size_t bytes32 = phi3c_packed_bytes(type, 16, 256) / 8;
     memset(out, 0, (size_t)n * 16 * sizeof(float));
     for (int64_t left = columns / 32; left > 0; left -= 8) {
         super_block w; /* not cleared: 2.5 KB, of which each type uses a part */
@@ -267,15 +303,13 @@ INLINE void quantised_tile(const int type, float *out, const uint8_t *panel, con
         if (n >= TOKENS) {
             unpack_weights(type, bytes, &w);
             for (; n - t >= TOKENS; t += TOKENS)
-                multiply_blocks(type, TOKENS, out + t * 16, &w, bytes, x + (size_t)t * x_stride, x_stride, 0xff);
+                multiply_blocks(type, TOKENS, out + t * 16, &w, bytes, x + (size_t)t * x_stride, x_stride);
         }
-        for (; n - t >= 2; t += 2)
-            multiply_blocks(type, 2, out + t * 16, &w, NULL, x + (size_t)t * x_stride, x_stride, 0xff);
-        if (n - t == 1) multiply_blocks(type, 1, out + t * 16, &w, NULL, x + (size_t)t * x_stride, x_stride, 0xff);
-        for (t = 0; t < n; t++) { /* one group in eleven has a part in a second block */
-            const uint8_t *block = x + (size_t)t * x_stride;
-            uint32_t groups = token(block, 0, 0)->outliers;
-            if (groups) multiply_blocks(type, 1, out + t * 16, &w, NULL, block + second_blocks, 0, groups);
+        for (; n - t >= 2; t += 2) multiply_blocks(type, 2, out + t * 16, &w, NULL, x + (size_t)t * x_stride, x_stride);
+        if (n - t == 1) multiply_blocks(type, 1, out + t * 16, &w, NULL, x + (size_t)t * x_stride, x_stride);
+        for (t = 0; t < n; t++) {
+            const block_x8 *block = token(x, x_stride, t);
+            if (block->n_outliers) multiply_outliers(type, out + t * 16, &w, n >= TOKENS ? bytes : NULL, block);
         }
         panel += bytes32 * (size_t)w.n32;
         x += sizeof(block_x8);

@@ -149,7 +149,21 @@ static void add_part(float *out, const float part[16], float d) {
     for (int lane = 0; lane < 16; lane++) out[lane] = fmaf(part[lane], d, out[lane]);
 }
 
-/* out = sum over super-blocks, in order: the block's part, then, for tokens with outliers, its second block's. */
+/* The weight in column c of group s as a float, as phi3c_dequantize_row has it: at most one rounding, that of a min. */
+INLINE float float_weight_at(int type, const uint8_t *p, int lane, int s, int c, int n32) {
+    int w = weight_at(type, p, lane, s, c, n32), g = 2 * s + c / 16;
+    if (has_blocks_of_32(type)) {
+        float d = scale_at(p + s * 32, lane);
+        int has_min = type == PHI3C_Q4_1 || type == PHI3C_Q5_1;
+        return has_min ? fmaf(d, (float)w, scale_at(p + (n32 + s) * 32, lane)) : d * (float)w;
+    }
+    float weight = scale_at(p, lane) * (float)(scale_of(type, p, lane, g) * w);
+    int has_min = type == PHI3C_Q2_K || type == PHI3C_Q4_K || type == PHI3C_Q5_K;
+    return has_min ? fmaf(-scale_at(p + 32, lane), (float)min_of(type, p, lane, g), weight) : weight;
+}
+
+/* out = sum over super-blocks, in order: the block's part, then its outliers by column, each by one fused multiply-add.
+ */
 INLINE void quantised_tile(int type, float *out, const uint8_t *panel, const uint8_t *x, size_t x_stride, int n,
                            int64_t columns) {
     size_t bytes32 = phi3c_packed_bytes(type, 16, 256) / 8; /* of a panel, per 32 columns */
@@ -160,25 +174,24 @@ INLINE void quantised_tile(int type, float *out, const uint8_t *panel, const uin
         memset(out, 0, (size_t)tokens * 16 * sizeof(float));
         for (int64_t super = 0; super < supers; super++) {
             int n32 = columns / 32 - super * 8 < 8 ? (int)(columns / 32 - super * 8) : 8;
-            const block_x8 *block[2 * TOKENS]; /* of all tokens, then the second blocks of those with outliers */
-            float part[2 * TOKENS][16];
-            int owner[TOKENS], n_second = 0;
+            const block_x8 *block[TOKENS];
+            float part[TOKENS][16];
+            for (int t = 0; t < tokens; t++) block[t] = (const block_x8 *)(x + (size_t)(first + t) * x_stride) + super;
+            if (has_blocks_of_32(type))
+                legacy_super(type, part, p, block, tokens, n32);
+            else
+                k_super(type, part, p, block, tokens);
             for (int t = 0; t < tokens; t++) {
-                block[t] = (const block_x8 *)(x + (size_t)(first + t) * x_stride) + super;
-                if (block[t]->outliers) {
-                    owner[n_second] = t;
-                    block[TOKENS + n_second++] = block[t] + supers;
+                add_part(out + t * 16, part[t], block[t]->d);
+                for (uint32_t i = 0; i < block[t]->n_outliers; i++) {
+                    const outlier_x8 *outlier = &block[t]->outliers[i];
+                    int s = (int)(outlier->column / 32), c = (int)(outlier->column % 32);
+                    for (int lane = 0; lane < 16; lane++) {
+                        float weight = float_weight_at(type, p, lane, s, c, n32);
+                        out[t * 16 + lane] = fmaf(weight, outlier->x, out[t * 16 + lane]);
+                    }
                 }
             }
-            if (has_blocks_of_32(type)) {
-                legacy_super(type, part, p, block, tokens, n32);
-                legacy_super(type, part + TOKENS, p, block + TOKENS, n_second, n32);
-            } else {
-                k_super(type, part, p, block, tokens);
-                k_super(type, part + TOKENS, p, block + TOKENS, n_second);
-            }
-            for (int t = 0; t < tokens; t++) add_part(out + t * 16, part[t], block[t]->d);
-            for (int i = 0; i < n_second; i++) add_part(out + owner[i] * 16, part[TOKENS + i], block[TOKENS + i]->d);
             p += bytes32 * (size_t)n32;
         }
     }
@@ -242,19 +255,19 @@ static float sum_lanes(const float lanes[16]) {
     return sum[0];
 }
 
-/* group: largest magnitudes of the groups of 32. A block whose largest magnitude is below 2^-100 is zero; one that
- * holds an infinity or NaN becomes NaN. */
-static void quantize_plain(block_x8 *out, float group[8], const float x[256]) {
+/* All but the outliers. A block whose largest magnitude is below 2^-100 is zero; one that holds an infinity or NaN
+ * becomes NaN. */
+static void quantize_plain(block_x8 *out, const float x[256]) {
     uint32_t group_bits[8] = {0}, block_bits = 0;
     for (int i = 0; i < 256; i++)
         if (magnitude_bits(x[i]) > group_bits[i / 32]) group_bits[i / 32] = magnitude_bits(x[i]);
     for (int j = 0; j < 8; j++)
         if (group_bits[j] > block_bits) block_bits = group_bits[j];
-    float largest;
+    float largest, group[8];
     memcpy(&largest, &block_bits, 4);
-    memcpy(group, group_bits, sizeof group_bits);
+    memcpy(group, group_bits, sizeof group);
 
-    memset(out, 0, sizeof *out);
+    memset(out, 0, offsetof(block_x8, n_outliers));
     if (block_bits >= 0x7f800000u) {
         out->d = NAN;
         return;
@@ -282,25 +295,24 @@ static void quantize_plain(block_x8 *out, float group[8], const float x[256]) {
     }
 }
 
-/* Magnitudes are added up in 16 strided lanes. What rounding left of an outlier group is x - q * (2^shift d), by one
- * fused multiply-add. */
-static void quantize_block(block_x8 *out, block_x8 *second, const float *x, int n) {
-    float padded[256] = {0}, left[256] = {0}, lanes[16] = {0}, group[8];
-    memcpy(padded, x, (size_t)n * sizeof(float));
-    quantize_plain(out, group, padded);
-    for (int i = 0; i < 256; i++) lanes[i % 16] += fabsf(padded[i]);
-    out->outliers = find_outliers(out, group, sum_lanes(lanes), n);
-    second->d = 0.0f;
-    if (!out->outliers) return;
-    for (int i = 0; i < 256; i++)
-        if (out->outliers >> (i / 32) & 1)
-            left[i] = fmaf((float)-out->q[i], out->d * (float)(1 << out->shift[i / 32]), padded[i]);
-    quantize_plain(second, group, left);
+/* Magnitudes are added up in 16 strided lanes. */
+static void quantize_block(block_x8 *out, const float *x, int n) {
+    float rest[256] = {0}, lanes[16] = {0};
+    memcpy(rest, x, (size_t)n * sizeof(float));
+    for (int i = 0; i < 256; i++) lanes[i % 16] += fabsf(rest[i]);
+    float limit = outlier_limit(sum_lanes(lanes), n);
+    uint32_t n_outliers = 0;
+    for (uint32_t i = 0; i < 256; i++) {
+        if (!(fabsf(rest[i]) > limit)) continue;
+        out->outliers[n_outliers++] = (outlier_x8){rest[i], i};
+        rest[i] = 0.0f;
+    }
+    quantize_plain(out, rest);
+    out->n_outliers = n_outliers;
 }
 
-static void quantize_row(block_x8 *out, block_x8 *second, const float *x, int64_t columns) {
-    for (; columns > 0; columns -= 256, x += 256)
-        quantize_block(out++, second++, x, columns < 256 ? (int)columns : 256);
+static void quantize_row(block_x8 *out, const float *x, int64_t columns) {
+    for (; columns > 0; columns -= 256, x += 256) quantize_block(out++, x, columns < 256 ? (int)columns : 256);
 }
 
 static void rms_norm_row(float *out, const float *x, const float *weight, float eps, int64_t columns) {

@@ -132,7 +132,7 @@ INLINE int sum_i32(__m256i v) {
     return _mm_cvtsi128_si32(_mm_add_epi32(s, _mm_shuffle_epi32(s, 0xb1)));
 }
 
-static void quantize_plain(block_x8 *out, float group[8], const float x[256]) {
+static void quantize_plain(block_x8 *out, const float x[256]) {
     const __m256i magnitude = _mm256_set1_epi32(0x7fffffff);
     uint32_t group_bits[8] = {0}, block_bits = 0;
     for (int j = 0; j < 8; j++) {
@@ -142,10 +142,10 @@ static void quantize_plain(block_x8 *out, float group[8], const float x[256]) {
         group_bits[j] = max_u32(largest);
         if (group_bits[j] > block_bits) block_bits = group_bits[j];
     }
-    float largest;
+    float largest, group[8];
     memcpy(&largest, &block_bits, 4);
-    memcpy(group, group_bits, sizeof group_bits);
-    memset(out, 0, sizeof *out);
+    memcpy(group, group_bits, sizeof group);
+    memset(out, 0, offsetof(block_x8, n_outliers));
     if (block_bits >= 0x7f800000u) {
         out->d = NAN;
         return;
@@ -174,30 +174,40 @@ static void quantize_plain(block_x8 *out, float group[8], const float x[256]) {
     }
 }
 
-/* As in kernels_scalar.c: 16 lanes of magnitudes, then the outliers once more. */
-static void quantize_block(block_x8 *out, block_x8 *second, const float *x, int n) {
+/* As in kernels_scalar.c. Blocks without outliers, a third of all, are not copied. */
+static void quantize_block(block_x8 *out, const float *x, int n) {
     const __m256 sign = _mm256_set1_ps(-0.0f);
-    float padded[256] = {0}, left[256] = {0}, group[8];
-    if (n < 256) x = memcpy(padded, x, (size_t)n * sizeof(float));
-    quantize_plain(out, group, x);
-    __m256 lanes[2] = {_mm256_setzero_ps(), _mm256_setzero_ps()};
-    for (int i = 0; i < 256; i += 8)
-        lanes[i / 8 % 2] = _mm256_add_ps(lanes[i / 8 % 2], _mm256_andnot_ps(sign, _mm256_loadu_ps(x + i)));
-    out->outliers = find_outliers(out, group, sum_lanes(lanes[0], lanes[1]), n);
-    second->d = 0.0f;
-    if (!out->outliers) return;
-    for (int i = 0; i < 256; i += 8) {
-        if (!(out->outliers >> (i / 32) & 1)) continue;
-        __m256 q = _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(load8((const uint8_t *)(out->q + i))));
-        __m256 step = _mm256_set1_ps(out->d * (float)(1 << out->shift[i / 32]));
-        _mm256_storeu_ps(left + i, _mm256_fnmadd_ps(q, step, _mm256_loadu_ps(x + i)));
+    float rest[256];
+    if (n < 256) {
+        memset(rest, 0, sizeof rest);
+        x = memcpy(rest, x, (size_t)n * sizeof(float));
     }
-    quantize_plain(second, group, left);
+    __m256 lanes[2] = {_mm256_setzero_ps(), _mm256_setzero_ps()}, largest = _mm256_setzero_ps();
+    for (int i = 0; i < 256; i += 8) {
+        __m256 magnitude = _mm256_andnot_ps(sign, _mm256_loadu_ps(x + i));
+        lanes[i / 8 % 2] = _mm256_add_ps(lanes[i / 8 % 2], magnitude);
+        largest = _mm256_max_ps(largest, magnitude);
+    }
+    __m256 limit = _mm256_set1_ps(outlier_limit(sum_lanes(lanes[0], lanes[1]), n));
+    uint32_t n_outliers = 0;
+    if (_mm256_movemask_ps(_mm256_cmp_ps(largest, limit, _CMP_GT_OQ))) {
+        for (int i = 0; i < 256; i += 8) {
+            __m256 v = _mm256_loadu_ps(x + i), apart = _mm256_cmp_ps(_mm256_andnot_ps(sign, v), limit, _CMP_GT_OQ);
+            uint32_t lanes_apart = (uint32_t)_mm256_movemask_ps(apart);
+            for (; lanes_apart; lanes_apart &= lanes_apart - 1) {
+                int column = i + lowest_bit(lanes_apart);
+                out->outliers[n_outliers++] = (outlier_x8){x[column], (uint32_t)column};
+            }
+            _mm256_storeu_ps(rest + i, _mm256_andnot_ps(apart, v)); /* x may be rest */
+        }
+        x = rest;
+    }
+    quantize_plain(out, x);
+    out->n_outliers = n_outliers;
 }
 
-static void quantize_row(block_x8 *out, block_x8 *second, const float *x, int64_t columns) {
-    for (; columns > 0; columns -= 256, x += 256)
-        quantize_block(out++, second++, x, columns < 256 ? (int)columns : 256);
+static void quantize_row(block_x8 *out, const float *x, int64_t columns) {
+    for (; columns > 0; columns -= 256, x += 256) quantize_block(out++, x, columns < 256 ? (int)columns : 256);
 }
 
 static void rms_norm_row(float *out, const float *x, const float *weight, float eps, int64_t columns) {

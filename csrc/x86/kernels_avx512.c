@@ -13,9 +13,12 @@
 enum { TOKENS = 6 };
 
 INLINE __m512i load(const uint8_t *p) { return _mm512_loadu_si512(p); }
+INLINE __m128i load16(const uint8_t *p) { return _mm_loadu_si128((const __m128i *)p); }
 INLINE __m512 load_halves(const uint8_t *p) { return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)p)); }
 INLINE __m512i low_nibbles(__m512i v) { return _mm512_and_si512(v, _mm512_set1_epi8(15)); }
 INLINE __m512i high_nibbles(__m512i v) { return low_nibbles(_mm512_srli_epi16(v, 4)); }
+
+INLINE __m512i shift_right(__m512i v, int count) { return _mm512_srlv_epi32(v, _mm512_set1_epi32(count)); }
 
 /* Bits `from` and up of every byte, moved to `to` and cut to mask. */
 INLINE __m512i bits(__m512i v, int from, int to, int mask) {
@@ -25,7 +28,7 @@ INLINE __m512i bits(__m512i v, int from, int to, int mask) {
 
 /* 128 more than the values of the codes: unsigned, as vpdpbusd takes them. */
 INLINE __m512i iq4_lookup(__m512i codes) {
-    __m512i values = _mm512_broadcast_i32x4(_mm_loadu_si128((const __m128i *)iq4_values));
+    __m512i values = _mm512_broadcast_i32x4(load16((const uint8_t *)iq4_values));
     return _mm512_shuffle_epi8(_mm512_xor_si512(values, _mm512_set1_epi8(-128)), codes);
 }
 
@@ -91,12 +94,11 @@ INLINE void unpack32(const int type, __m512i w[8], const uint8_t *p, int s, int 
 
 /* Legacy types: 32 columns, one float scale (and min). */
 INLINE void legacy_super(const int type, const int M, __m512 part[], const uint8_t *p, const uint8_t *x,
-                         size_t x_stride, int n32, uint32_t groups) {
+                         size_t x_stride, int n32) {
     const int bias = type == PHI3C_Q4_0 ? 3 : type == PHI3C_Q5_0 ? 4 : 7; /* log2; unused by the types with a min */
     const int has_min = type == PHI3C_Q4_1 || type == PHI3C_Q5_1;
     UNROLL for (int t = 0; t < M; t++) part[t] = _mm512_setzero_ps();
     for (int s = 0; s < n32; s++) {
-        if (!(groups >> s & 1)) continue;
         __m512i w[8], sum[TOKENS];
         unpack32(type, w, p, s, n32);
         UNROLL for (int t = 0; t < M; t++) sum[t] =
@@ -124,8 +126,7 @@ INLINE void unpack_planes(uint8_t v[256], const uint8_t *planes) {
 }
 
 /* q4_K, q5_K: two groups of 32 columns share a register of nibbles. */
-INLINE void k32_super(const int type, const int M, __m512 part[], const uint8_t *p, const uint8_t *x, size_t x_stride,
-                      uint32_t groups) {
+INLINE void k32_super(const int type, const int M, __m512 part[], const uint8_t *p, const uint8_t *x, size_t x_stride) {
     const uint8_t *qh = p + 64 + 192, *qs = type == PHI3C_Q5_K ? qh + 512 : qh;
     uint8_t v[256];
     unpack_planes(v, p + 64);
@@ -133,7 +134,6 @@ INLINE void k32_super(const int type, const int M, __m512 part[], const uint8_t 
     UNROLL for (int t = 0; t < M; t++) total[t] = minsum[t] = _mm512_setzero_si512();
     UNROLL for (int pair = 0; pair < 4; pair++) {
         const int s = 2 * pair;
-        if (!(groups >> s & 3)) continue;
         __m512i low[TOKENS], high[TOKENS];
         UNROLL for (int t = 0; t < M; t++) low[t] = high[t] = _mm512_setzero_si512();
         UNROLL for (int g = 0; g < 8; g++) {
@@ -149,8 +149,8 @@ INLINE void k32_super(const int type, const int M, __m512 part[], const uint8_t 
                 high[t] = dot4(high[t], w1, a + 32);
             }
         }
-        __m512i scale0 = _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)(v + s * 16)));
-        __m512i scale1 = _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)(v + s * 16 + 16)));
+        __m512i scale0 = _mm512_cvtepu8_epi32(load16(v + s * 16));
+        __m512i scale1 = _mm512_cvtepu8_epi32(load16(v + s * 16 + 16));
         __m512i mins = _mm512_cvtepu8_epi16(_mm256_loadu_si256((const __m256i *)(v + 128 + pair * 32)));
         UNROLL for (int t = 0; t < M; t++) {
             const block_x8 *block = token(x, x_stride, t);
@@ -168,19 +168,17 @@ INLINE void k32_super(const int type, const int M, __m512 part[], const uint8_t 
 /* Of a group of 32: 4 bits in scales_l, two in scales_h. */
 INLINE __m512i iq4_xs_scale(const uint8_t *p, int s) {
     __m512i high = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)(p + 32)));
-    __m512i low = _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)(p + 64 + s / 2 * 16)));
-    high = _mm512_and_si512(_mm512_srli_epi32(high, (unsigned)(2 * s)), _mm512_set1_epi32(3));
-    low = _mm512_and_si512(_mm512_srli_epi32(low, (unsigned)(s % 2 * 4)), _mm512_set1_epi32(15));
+    __m512i low = _mm512_cvtepu8_epi32(load16(p + 64 + s / 2 * 16));
+    high = _mm512_and_si512(shift_right(high, 2 * s), _mm512_set1_epi32(3));
+    low = _mm512_and_si512(shift_right(low, s % 2 * 4), _mm512_set1_epi32(15));
     return _mm512_sub_epi32(_mm512_or_si512(low, _mm512_slli_epi32(high, 4)), _mm512_set1_epi32(32));
 }
 
 /* iq4_xs: groups of 32 columns, each as a block of iq4_nl. */
-INLINE void iq4_xs_super(const int M, __m512 part[], const uint8_t *p, const uint8_t *x, size_t x_stride,
-                         uint32_t groups) {
+INLINE void iq4_xs_super(const int M, __m512 part[], const uint8_t *p, const uint8_t *x, size_t x_stride) {
     __m512i total[TOKENS];
     UNROLL for (int t = 0; t < M; t++) total[t] = _mm512_setzero_si512();
     UNROLL for (int s = 0; s < 8; s++) {
-        if (!(groups >> s & 1)) continue;
         __m512i w[8], sum[TOKENS];
         unpack32(PHI3C_IQ4_XS, w, p, s, 8);
         UNROLL for (int t = 0; t < M; t++) sum[t] =
@@ -198,8 +196,7 @@ INLINE void iq4_xs_super(const int M, __m512 part[], const uint8_t *p, const uin
 }
 
 /* q2_K, q3_K, q6_K: groups of 16 columns. */
-INLINE void k16_super(const int type, const int M, __m512 part[], const uint8_t *p, const uint8_t *x, size_t x_stride,
-                      uint32_t groups) {
+INLINE void k16_super(const int type, const int M, __m512 part[], const uint8_t *p, const uint8_t *x, size_t x_stride) {
     const int bias = type == PHI3C_Q6_K ? 5 : 2; /* log2; unused by q2_K, which has mins */
     uint8_t v[256];
     if (type == PHI3C_Q3_K) unpack_planes(v, p + 32);
@@ -207,7 +204,6 @@ INLINE void k16_super(const int type, const int M, __m512 part[], const uint8_t 
     __m512i total[TOKENS], minsum[TOKENS];
     UNROLL for (int t = 0; t < M; t++) total[t] = minsum[t] = _mm512_setzero_si512();
     UNROLL for (int s = 0; s < 8; s++) {
-        if (!(groups >> s & 1)) continue;
         __m512i w[8], first[TOKENS], second[TOKENS];
         unpack32(type, w, p, s, 8);
         UNROLL for (int t = 0; t < M; t++) {
@@ -223,8 +219,8 @@ INLINE void k16_super(const int type, const int M, __m512 part[], const uint8_t 
             first[t] = dot4(first[t], w[g], a);
             second[t] = dot4(second[t], w[g + 4], a + 16);
         }
-        __m128i bytes0 = _mm_loadu_si128((const __m128i *)(scales + s * 32));
-        __m128i bytes1 = _mm_loadu_si128((const __m128i *)(scales + s * 32 + 16));
+        __m128i bytes0 = load16(scales + s * 32);
+        __m128i bytes1 = load16(scales + s * 32 + 16);
         __m512i scale0, scale1, mins = _mm512_setzero_si512();
         if (type == PHI3C_Q6_K) {
             scale0 = _mm512_cvtepi8_epi32(bytes0);
@@ -256,58 +252,162 @@ INLINE void k16_super(const int type, const int M, __m512 part[], const uint8_t 
     }
 }
 
-/* part[t] of M tokens in one super-block, for the groups of 32 whose bits are set. */
+/* part[t] of M tokens in one super-block. */
 INLINE void super_block(const int type, const int M, __m512 part[], const uint8_t *p, const uint8_t *x, size_t x_stride,
-                        int n32, uint32_t groups) {
+                        int n32) {
     if (has_blocks_of_32(type))
-        legacy_super(type, M, part, p, x, x_stride, n32, groups);
+        legacy_super(type, M, part, p, x, x_stride, n32);
     else if (type == PHI3C_Q4_K || type == PHI3C_Q5_K)
-        k32_super(type, M, part, p, x, x_stride, groups);
+        k32_super(type, M, part, p, x, x_stride);
     else if (type == PHI3C_IQ4_XS)
-        iq4_xs_super(M, part, p, x, x_stride, groups);
+        iq4_xs_super(M, part, p, x, x_stride);
     else
-        k16_super(type, M, part, p, x, x_stride, groups);
+        k16_super(type, M, part, p, x, x_stride);
 }
 
-/* The part of one second block. Not inlined into every tile: that would double their code. */
-NOINLINE __m512 second_part(int type, const uint8_t *p, const uint8_t *x, int n32, uint32_t groups) {
-    __m512 part[1] = {_mm512_setzero_ps()};
+/* Of column c in quads of columns: bits `from` and up of its bytes, cut to mask, as integers. */
+INLINE __m512i field(const uint8_t *quads, int c, int from, int mask) {
+    return _mm512_and_si512(shift_right(load(quads + c / 4 * 64), c % 4 * 8 + from), _mm512_set1_epi32(mask));
+}
+
+/* Weights in column c of group s; see weight_at in kernels_scalar.c. */
+INLINE __m512i column_weights(const int type, const uint8_t *p, int s, int c, int n32) {
+    const int half = s / 4, j = s % 4; /* of the K types: quarter j of a half block */
+    const uint8_t *qh;
+    __m512i low, high = _mm512_setzero_si512();
+    int bias = 0, high_bit = 4;
     switch (type) {
-    case PHI3C_Q4_0: super_block(PHI3C_Q4_0, 1, part, p, x, 0, n32, groups); break;
-    case PHI3C_Q4_1: super_block(PHI3C_Q4_1, 1, part, p, x, 0, n32, groups); break;
-    case PHI3C_Q5_0: super_block(PHI3C_Q5_0, 1, part, p, x, 0, n32, groups); break;
-    case PHI3C_Q5_1: super_block(PHI3C_Q5_1, 1, part, p, x, 0, n32, groups); break;
-    case PHI3C_Q8_0: super_block(PHI3C_Q8_0, 1, part, p, x, 0, n32, groups); break;
-    case PHI3C_Q2_K: super_block(PHI3C_Q2_K, 1, part, p, x, 0, n32, groups); break;
-    case PHI3C_Q3_K: super_block(PHI3C_Q3_K, 1, part, p, x, 0, n32, groups); break;
-    case PHI3C_Q4_K: super_block(PHI3C_Q4_K, 1, part, p, x, 0, n32, groups); break;
-    case PHI3C_Q5_K: super_block(PHI3C_Q5_K, 1, part, p, x, 0, n32, groups); break;
-    case PHI3C_Q6_K: super_block(PHI3C_Q6_K, 1, part, p, x, 0, n32, groups); break;
-    case PHI3C_IQ4_NL: super_block(PHI3C_IQ4_NL, 1, part, p, x, 0, n32, groups); break;
-    case PHI3C_IQ4_XS: super_block(PHI3C_IQ4_XS, 1, part, p, x, 0, n32, groups); break;
+    case PHI3C_Q8_0:
+        low = field(p + n32 * 32 + s * 512, c, 0, 255);
+        bias = 128;
+        break;
+    case PHI3C_Q4_0:
+    case PHI3C_Q4_1:
+        low = field(p + n32 * (type == PHI3C_Q4_0 ? 32 : 64) + s * 256, c % 16, c / 16 * 4, 15);
+        bias = type == PHI3C_Q4_0 ? 8 : 0;
+        break;
+    case PHI3C_IQ4_NL:
+    case PHI3C_IQ4_XS:
+        low = iq4_lookup(field(p + (type == PHI3C_IQ4_NL ? n32 * 32 : 32 + 32 + 64) + s * 256, c % 16, c / 16 * 4, 15));
+        low = _mm512_and_si512(low, _mm512_set1_epi32(255));
+        bias = 128;
+        break;
+    case PHI3C_Q5_0:
+    case PHI3C_Q5_1:
+        qh = p + n32 * (type == PHI3C_Q5_0 ? 32 : 64);
+        low = field(qh + n32 * 64 + s * 256, c % 16, c / 16 * 4, 15);
+        high = field(qh + s * 64, c % 4, c / 4, 1);
+        bias = type == PHI3C_Q5_0 ? 16 : 0;
+        break;
+    case PHI3C_Q4_K: low = field(p + 64 + 192 + s / 2 * 512, c, s % 2 * 4, 15); break;
+    case PHI3C_Q5_K:
+        qh = p + 64 + 192;
+        low = field(qh + 512 + s / 2 * 512, c, s % 2 * 4, 15);
+        high = field(qh, c, s, 1);
+        break;
+    case PHI3C_Q6_K:
+        qh = p + 32 + 256;
+        low = field(qh + 1024 + half * 1024 + j % 2 * 512, c, j / 2 * 4, 15);
+        high = field(qh + half * 512, c, 2 * j, 3);
+        bias = 32;
+        break;
+    case PHI3C_Q3_K:
+        qh = p + 32 + 192;
+        low = field(qh + 512 + half * 512, c, 2 * j, 3);
+        high = field(qh, c, s, 1);
+        high_bit = 2;
+        bias = 4;
+        break;
+    default: /* Q2_K */ low = field(p + 64 + 256 + half * 512, c, 2 * j, 3);
     }
-    return part[0];
+    high = _mm512_sllv_epi32(high, _mm512_set1_epi32(high_bit));
+    return _mm512_sub_epi32(_mm512_or_si512(low, high), _mm512_set1_epi32(bias));
+}
+
+/* The same as floats; see float_weight_at in kernels_scalar.c. planes: six-bit scales and mins, as bytes. */
+INLINE __m512 float_weights(const int type, const uint8_t *p, const uint8_t *planes, int s, int c, int n32) {
+    __m512i q = column_weights(type, p, s, c, n32), scale, min = _mm512_setzero_si512();
+    if (has_blocks_of_32(type)) {
+        __m512 d = load_halves(p + s * 32), v = _mm512_cvtepi32_ps(q);
+        const int has_min = type == PHI3C_Q4_1 || type == PHI3C_Q5_1;
+        return has_min ? _mm512_fmadd_ps(d, v, load_halves(p + (n32 + s) * 32)) : _mm512_mul_ps(d, v);
+    }
+    const int group = 2 * s + c / 16; /* of 16 columns */
+    switch (type) {
+    case PHI3C_Q6_K: scale = _mm512_cvtepi8_epi32(load16(p + 32 + group * 16)); break;
+    case PHI3C_IQ4_XS: scale = iq4_xs_scale(p, s); break;
+    case PHI3C_Q3_K:
+        scale = _mm512_sub_epi32(_mm512_cvtepu8_epi32(load16(planes + group * 16)), _mm512_set1_epi32(32));
+        break;
+    case PHI3C_Q2_K: /* min << 4 | scale */
+        scale = _mm512_cvtepu8_epi32(load16(p + 64 + group * 16));
+        min = _mm512_srli_epi32(scale, 4);
+        scale = _mm512_and_si512(scale, _mm512_set1_epi32(15));
+        break;
+    default: /* Q4_K, Q5_K: mins of two groups side by side */
+        scale = _mm512_cvtepu8_epi32(load16(planes + s * 16));
+        min = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)(planes + 128 + s / 2 * 32)));
+        min = _mm512_and_si512(shift_right(min, s % 2 * 8), _mm512_set1_epi32(255));
+    }
+    __m512 v = _mm512_mul_ps(load_halves(p), _mm512_cvtepi32_ps(_mm512_mullo_epi32(q, scale)));
+    const int has_min = type == PHI3C_Q4_K || type == PHI3C_Q5_K || type == PHI3C_Q2_K;
+    return has_min ? _mm512_fnmadd_ps(load_halves(p + 32), _mm512_cvtepi32_ps(min), v) : v;
+}
+
+/* sum[t] += a super-block times the outliers of M tokens, by column. */
+INLINE void outliers_of(const int type, int M, __m512 sum[], const uint8_t *p, const uint8_t *x, size_t x_stride,
+                        int n32) {
+    uint8_t unpacked[256];
+    const uint8_t *planes = NULL; /* six-bit scales and mins, of the types that have them */
+    if (type == PHI3C_Q3_K || type == PHI3C_Q4_K || type == PHI3C_Q5_K) {
+        unpack_planes(unpacked, p + (type == PHI3C_Q3_K ? 32 : 64));
+        planes = unpacked;
+    }
+    for (int t = 0; t < M; t++) {
+        const block_x8 *block = token(x, x_stride, t);
+        for (uint32_t i = 0; i < block->n_outliers; i++) {
+            const uint32_t column = block->outliers[i].column;
+            __m512 w = float_weights(type, p, planes, (int)(column / 32), (int)(column % 32), n32);
+            sum[t] = _mm512_fmadd_ps(w, _mm512_set1_ps(block->outliers[i].x), sum[t]);
+        }
+    }
+}
+
+/* The same, once for all tiles of a type. */
+NOINLINE void multiply_outliers(int type, int M, __m512 sum[], const uint8_t *p, const uint8_t *x, size_t x_stride,
+                                int n32) {
+    switch (type) {
+    case PHI3C_Q4_0: outliers_of(PHI3C_Q4_0, M, sum, p, x, x_stride, n32); break;
+    case PHI3C_Q4_1: outliers_of(PHI3C_Q4_1, M, sum, p, x, x_stride, n32); break;
+    case PHI3C_Q5_0: outliers_of(PHI3C_Q5_0, M, sum, p, x, x_stride, n32); break;
+    case PHI3C_Q5_1: outliers_of(PHI3C_Q5_1, M, sum, p, x, x_stride, n32); break;
+    case PHI3C_Q8_0: outliers_of(PHI3C_Q8_0, M, sum, p, x, x_stride, n32); break;
+    case PHI3C_Q2_K: outliers_of(PHI3C_Q2_K, M, sum, p, x, x_stride, n32); break;
+    case PHI3C_Q3_K: outliers_of(PHI3C_Q3_K, M, sum, p, x, x_stride, n32); break;
+    case PHI3C_Q4_K: outliers_of(PHI3C_Q4_K, M, sum, p, x, x_stride, n32); break;
+    case PHI3C_Q5_K: outliers_of(PHI3C_Q5_K, M, sum, p, x, x_stride, n32); break;
+    case PHI3C_Q6_K: outliers_of(PHI3C_Q6_K, M, sum, p, x, x_stride, n32); break;
+    case PHI3C_IQ4_NL: outliers_of(PHI3C_IQ4_NL, M, sum, p, x, x_stride, n32); break;
+    case PHI3C_IQ4_XS: outliers_of(PHI3C_IQ4_XS, M, sum, p, x, x_stride, n32); break;
+    }
 }
 
 /* M tokens against a panel of quantised weights. */
 INLINE void quantised_tokens(const int type, const int M, float *out, const uint8_t *panel, const uint8_t *x,
                              size_t x_stride, int64_t columns) {
-    const size_t bytes32 = phi3c_packed_bytes(type, 16, 256) / 8, second_blocks = second_blocks_at(columns);
+    const size_t bytes32 = phi3c_packed_bytes(type, 16, 256) / 8;
     __m512 sum[TOKENS], part[TOKENS];
     UNROLL for (int t = 0; t < M; t++) sum[t] = _mm512_setzero_ps();
     for (int64_t left = columns / 32; left > 0; left -= 8) {
         int n32 = left < 8 ? (int)left : 8;
-        super_block(type, M, part, panel, x, x_stride, n32, 0xff);
-        UNROLL for (int t = 0; t < M; t++) sum[t] =
-            _mm512_fmadd_ps(part[t], _mm512_set1_ps(token(x, x_stride, t)->d), sum[t]);
-        /* Token by token: one group in eleven has outliers, but of six tokens together up to six in eleven. */
-        for (int t = 0; t < M; t++) {
-            uint32_t groups = token(x, x_stride, t)->outliers;
-            if (!groups) continue;
-            const uint8_t *second = x + (size_t)t * x_stride + second_blocks;
-            __m512 d = _mm512_set1_ps(token(second, 0, 0)->d);
-            sum[t] = _mm512_fmadd_ps(second_part(type, panel, second, n32, groups), d, sum[t]);
+        uint32_t any = 0;
+        super_block(type, M, part, panel, x, x_stride, n32);
+        UNROLL for (int t = 0; t < M; t++) {
+            const block_x8 *block = token(x, x_stride, t);
+            sum[t] = _mm512_fmadd_ps(part[t], _mm512_set1_ps(block->d), sum[t]);
+            any |= block->n_outliers;
         }
+        if (any) multiply_outliers(type, M, sum, panel, x, x_stride, n32);
         panel += bytes32 * (size_t)n32;
         x += sizeof(block_x8);
     }
@@ -387,7 +487,7 @@ INLINE float sum_lanes(__m512 v) {
     return _mm_cvtss_f32(_mm_add_ss(b, _mm_movehdup_ps(b)));
 }
 
-static void quantize_plain(block_x8 *out, float group[8], const float x[256]) {
+static void quantize_plain(block_x8 *out, const float x[256]) {
     const __m512i magnitude = _mm512_set1_epi32(0x7fffffff);
     uint32_t group_bits[8] = {0}, block_bits = 0;
     for (int j = 0; j < 8; j++) {
@@ -396,10 +496,10 @@ static void quantize_plain(block_x8 *out, float group[8], const float x[256]) {
         group_bits[j] = _mm512_reduce_max_epu32(_mm512_max_epu32(a, b));
         if (group_bits[j] > block_bits) block_bits = group_bits[j];
     }
-    float largest;
+    float largest, group[8];
     memcpy(&largest, &block_bits, 4);
-    memcpy(group, group_bits, sizeof group_bits);
-    memset(out, 0, sizeof *out);
+    memcpy(group, group_bits, sizeof group);
+    memset(out, 0, offsetof(block_x8, n_outliers));
     if (block_bits >= 0x7f800000u) {
         out->d = NAN;
         return;
@@ -424,28 +524,39 @@ static void quantize_plain(block_x8 *out, float group[8], const float x[256]) {
     }
 }
 
-/* As in kernels_scalar.c: 16 lanes of magnitudes, then the outliers once more. */
-static void quantize_block(block_x8 *out, block_x8 *second, const float *x, int n) {
-    float padded[256] = {0}, left[256] = {0}, group[8];
-    if (n < 256) x = memcpy(padded, x, (size_t)n * sizeof(float));
-    quantize_plain(out, group, x);
-    __m512 lanes = _mm512_setzero_ps();
-    for (int i = 0; i < 256; i += 16) lanes = _mm512_add_ps(lanes, _mm512_abs_ps(_mm512_loadu_ps(x + i)));
-    out->outliers = find_outliers(out, group, sum_lanes(lanes), n);
-    second->d = 0.0f;
-    if (!out->outliers) return;
-    for (int i = 0; i < 256; i += 16) {
-        if (!(out->outliers >> (i / 32) & 1)) continue;
-        __m512i q = _mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)(out->q + i)));
-        __m512 step = _mm512_set1_ps(out->d * (float)(1 << out->shift[i / 32]));
-        _mm512_storeu_ps(left + i, _mm512_fnmadd_ps(_mm512_cvtepi32_ps(q), step, _mm512_loadu_ps(x + i)));
+/* As in kernels_scalar.c. Blocks without outliers, a third of all, are not copied. */
+static void quantize_block(block_x8 *out, const float *x, int n) {
+    float rest[256];
+    if (n < 256) {
+        memset(rest, 0, sizeof rest);
+        x = memcpy(rest, x, (size_t)n * sizeof(float));
     }
-    quantize_plain(second, group, left);
+    __m512 lanes = _mm512_setzero_ps(), largest = _mm512_setzero_ps();
+    for (int i = 0; i < 256; i += 16) {
+        __m512 magnitude = _mm512_abs_ps(_mm512_loadu_ps(x + i));
+        lanes = _mm512_add_ps(lanes, magnitude);
+        largest = _mm512_max_ps(largest, magnitude);
+    }
+    __m512 limit = _mm512_set1_ps(outlier_limit(sum_lanes(lanes), n));
+    uint32_t n_outliers = 0;
+    if (_mm512_cmp_ps_mask(largest, limit, _CMP_GT_OQ)) {
+        for (int i = 0; i < 256; i += 16) {
+            __m512 v = _mm512_loadu_ps(x + i);
+            __mmask16 apart = _mm512_cmp_ps_mask(_mm512_abs_ps(v), limit, _CMP_GT_OQ);
+            for (uint32_t lanes_apart = apart; lanes_apart; lanes_apart &= lanes_apart - 1) {
+                int column = i + lowest_bit(lanes_apart);
+                out->outliers[n_outliers++] = (outlier_x8){x[column], (uint32_t)column};
+            }
+            _mm512_storeu_ps(rest + i, _mm512_mask_mov_ps(v, apart, _mm512_setzero_ps())); /* x may be rest */
+        }
+        x = rest;
+    }
+    quantize_plain(out, x);
+    out->n_outliers = n_outliers;
 }
 
-static void quantize_row(block_x8 *out, block_x8 *second, const float *x, int64_t columns) {
-    for (; columns > 0; columns -= 256, x += 256)
-        quantize_block(out++, second++, x, columns < 256 ? (int)columns : 256);
+static void quantize_row(block_x8 *out, const float *x, int64_t columns) {
+    for (; columns > 0; columns -= 256, x += 256) quantize_block(out++, x, columns < 256 ? (int)columns : 256);
 }
 
 static void rms_norm_row(float *out, const float *x, const float *weight, float eps, int64_t columns) {

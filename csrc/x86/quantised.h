@@ -171,18 +171,6 @@ INLINE void k_group(const int type, const int M, __m256i total[2][TOKENS], const
     }
 }
 
-/* The same for a group that is known at run time. */
-INLINE void any_k_group(const int type, __m256i total[2][TOKENS], const super_block *w, const uint8_t *bytes, int s,
-                        const block_x8 *x) {
-    const uint8_t *block = (const uint8_t *)x;
-    switch (bytes ? 0 : s % groups_together(type)) {
-    case 0: k_group(type, 1, total, w, bytes, s, 0, block, 0); break;
-    case 1: k_group(type, 1, total, w, bytes, s - 1, 1, block, 0); break;
-    case 2: k_group(type, 1, total, w, bytes, s - 2, 2, block, 0); break;
-    default: k_group(type, 1, total, w, bytes, s - 3, 3, block, 0);
-    }
-}
-
 /* K types: what a super-block adds up to for half the rows. minsum is the sum of mins times activations, or of scales
  * times activations for the types whose weights have a bias: |minsum| is at most 16 * 128 * 16256 < 2^25, and a biased
  * sum is exact modulo 2^32. */
@@ -227,42 +215,85 @@ INLINE void multiply_blocks(const int type, const int M, float *out, const super
     }
 }
 
-/* out += a super-block times a second block, which is 0 but for `groups`: most often one. */
-INLINE void multiply_second(const int type, float *out, const super_block *w, const uint8_t *bytes, const block_x8 *x,
-                            uint32_t groups) {
-    __m256i total[2][TOKENS], minsum[2];
-    __m256 part[2][TOKENS];
-    UNROLL for (int half = 0; half < 2; half++) {
-        total[half][0] = minsum[half] = _mm256_setzero_si256();
-        part[half][0] = _mm256_setzero_ps();
+/* Byte i of every lane. */
+INLINE __m256i byte_of(__m256i v, const int sign, uint32_t i) {
+    static const int8_t places[4][16] = {
+        {0, -1, -1, -1, 4, -1, -1, -1, 8, -1, -1, -1, 12, -1, -1, -1},
+        {1, -1, -1, -1, 5, -1, -1, -1, 9, -1, -1, -1, 13, -1, -1, -1},
+        {2, -1, -1, -1, 6, -1, -1, -1, 10, -1, -1, -1, 14, -1, -1, -1},
+        {3, -1, -1, -1, 7, -1, -1, -1, 11, -1, -1, -1, 15, -1, -1, -1},
+    };
+    v = _mm256_shuffle_epi8(v, _mm256_broadcastsi128_si256(load16((const uint8_t *)places[i])));
+    return sign ? _mm256_srai_epi32(_mm256_slli_epi32(v, 24), 24) : v;
+}
+
+/* Weights q of a column c of group s as floats; see float_weight_at in kernels_scalar.c. */
+INLINE __m256 float_weights(const int type, const super_block *w, const int half, __m256i q, uint32_t s, uint32_t c) {
+    if (type == PHI3C_Q3_K) q = _mm256_sub_epi32(q, _mm256_set1_epi32(4));
+    if (type == PHI3C_Q4_0) q = _mm256_sub_epi32(q, _mm256_set1_epi32(8));
+    if (type == PHI3C_Q5_0) q = _mm256_sub_epi32(q, _mm256_set1_epi32(16));
+    if (type == PHI3C_Q6_K) q = _mm256_sub_epi32(q, _mm256_set1_epi32(32));
+    if (has_blocks_of_32(type)) {
+        __m256 v = _mm256_cvtepi32_ps(q);
+        const int has_min = type == PHI3C_Q4_1 || type == PHI3C_Q5_1;
+        return has_min ? _mm256_fmadd_ps(w->d[s][half], v, w->m[s][half]) : _mm256_mul_ps(w->d[s][half], v);
     }
-    for (; groups; groups &= groups - 1) {
-        const int s = lowest_bit(groups);
-        if (has_blocks_of_32(type)) {
-            legacy_group(type, 1, part, w, bytes, s, (const uint8_t *)x, 0);
-            continue;
-        }
-        any_k_group(type, total, w, bytes, s, x);
-        if (type == PHI3C_IQ4_XS) continue;
-        const int odd = has_groups_of_32(type) ? s % 2 : 0; /* of a pair of groups, one takes part */
-        __m256i sums = has_groups_of_32(type) ? _mm256_set1_epi32((int)((uint32_t)(uint16_t)x->sum32[s] << 16 * odd))
-                                              : broadcast32(&x->sum16[2 * s]);
-        UNROLL for (int half = 0; half < 2; half++) minsum[half] =
-            _mm256_add_epi32(minsum[half], _mm256_madd_epi16(w->min[s - odd][half], sums));
-    }
-    __m256 d = _mm256_set1_ps(x->d);
+    const int has_min = type == PHI3C_Q4_K || type == PHI3C_Q5_K || type == PHI3C_Q2_K;
+    if (!has_min) q = _mm256_and_si256(q, _mm256_set1_epi32(0xffff)); /* times one of the two equal scales */
+    __m256i scale = w->scale[has_groups_of_32(type) ? s : 2 * s + c / 16][half];
+    __m256 v = _mm256_mul_ps(w->d[0][half], _mm256_cvtepi32_ps(_mm256_madd_epi16(q, scale)));
+    if (!has_min) return v;
+    const uint32_t of_pair = type == PHI3C_Q2_K ? c / 16 : s % 2;
+    __m256i min = byte_of(w->min[type == PHI3C_Q2_K ? s : s - of_pair][half], 0, 2 * of_pair);
+    return _mm256_fnmadd_ps(w->m[0][half], _mm256_cvtepi32_ps(min), v);
+}
+
+/* out += a super-block times an outlier. */
+INLINE void multiply_outlier(const int type, float *out, const super_block *w, const uint8_t *bytes,
+                             outlier_x8 outlier) {
+    const uint32_t s = outlier.column / 32, c = outlier.column % 32, j = s % (uint32_t)groups_together(type);
     UNROLL for (int half = 0; half < 2; half++) {
-        if (!has_blocks_of_32(type)) part[half][0] = k_part(type, w, half, total[half][0], minsum[half]);
-        _mm256_storeu_ps(out + 8 * half, _mm256_fmadd_ps(part[half][0], d, _mm256_loadu_ps(out + 8 * half)));
+        __m256i q = weights(type, w, bytes, half, (int)(s - j), (int)j, (int)(c / 4));
+        __m256 v = float_weights(type, w, half, byte_of(q, is_signed(type), c % 4), s, c);
+        float *sum = out + 8 * half;
+        _mm256_storeu_ps(sum, _mm256_fmadd_ps(v, _mm256_set1_ps(outlier.x), _mm256_loadu_ps(sum)));
     }
 }
 
-typedef void second_tile(float *out, const super_block *w, const uint8_t *bytes, const block_x8 *x, uint32_t groups);
+/* out[t] += a super-block times the outliers of n blocks, by column. Which blocks have one cannot be foreseen. So many
+ * gather them first, without a branch for the first of a block. */
+INLINE void multiply_outliers(const int type, float *out, const super_block *w, const uint8_t *bytes, const uint8_t *x,
+                              size_t x_stride, int n) {
+    enum { MANY = 24 };
+    for (; n >= MANY; n -= MANY, out += MANY * 16) {
+        struct {
+            float *out;
+            outlier_x8 outlier;
+        } found[MANY * 25];
+        int n_found = 0;
+        for (int t = 0; t < MANY; t++, x += x_stride) {
+            const block_x8 *block = token(x, 0, 0);
+            found[n_found].out = out + t * 16;
+            found[n_found].outlier = block->outliers[0];
+            n_found += block->n_outliers > 0;
+            for (uint32_t i = 1; i < block->n_outliers; i++) {
+                found[n_found].out = out + t * 16;
+                found[n_found++].outlier = block->outliers[i];
+            }
+        }
+        for (int i = 0; i < n_found; i++) multiply_outlier(type, found[i].out, w, bytes, found[i].outlier);
+    }
+    for (int t = 0; t < n; t++, x += x_stride)
+        for (uint32_t i = 0; i < token(x, 0, 0)->n_outliers; i++)
+            multiply_outlier(type, out + t * 16, w, bytes, token(x, 0, 0)->outliers[i]);
+}
 
-/* The blocks of n tokens, then their second blocks: token by token and group by group, since one group in eleven has
- * outliers, but of four tokens together up to four in eleven. */
-INLINE void multiply_tokens(const int type, second_tile *second, float *out, const super_block *w, const uint8_t *bytes,
-                            const uint8_t *x, size_t x_stride, size_t second_blocks, int n) {
+typedef void outliers_tile(float *out, const super_block *w, const uint8_t *bytes, const uint8_t *x, size_t x_stride,
+                           int n);
+
+/* The blocks of n tokens, then their outliers. */
+INLINE void multiply_tokens(const int type, outliers_tile *multiply_outliers, float *out, const super_block *w,
+                            const uint8_t *bytes, const uint8_t *x, size_t x_stride, int n) {
     int t = 0;
     for (; n - t >= TOKENS; t += TOKENS)
         multiply_blocks(type, TOKENS, out + t * 16, w, bytes, x + (size_t)t * x_stride, x_stride);
@@ -274,10 +305,7 @@ INLINE void multiply_tokens(const int type, second_tile *second, float *out, con
         multiply_blocks(type, 2, rest, w, bytes, x_rest, x_stride);
     else if (n - t == 1)
         multiply_blocks(type, 1, rest, w, bytes, x_rest, x_stride);
-    for (t = 0; t < n; t++, x += x_stride) {
-        uint32_t groups = token(x, 0, 0)->outliers;
-        if (groups) second(out + t * 16, w, bytes, (const block_x8 *)(x + second_blocks), groups);
-    }
+    multiply_outliers(out, w, bytes, x, x_stride, n);
 }
 
 /* The 256 six-bit numbers of a FIELD_SCALE or FIELD_SCALE_MIN, as bytes. */
@@ -359,9 +387,9 @@ INLINE int fetches_ahead(const int type, int n) {
     return n < TOKENS ? has_high_plane(type) && type != PHI3C_Q5_K : type != PHI3C_Q8_0;
 }
 
-INLINE void quantised_tile(const int type, second_tile *second, float *out, const uint8_t *panel, const uint8_t *x,
-                           size_t x_stride, int n, int64_t columns) {
-    const size_t bytes32 = phi3c_packed_bytes(type, 16, 256) / 8, second_blocks = second_blocks_at(columns);
+INLINE void quantised_tile(const int type, outliers_tile *multiply_outliers, float *out, const uint8_t *panel,
+                           const uint8_t *x, size_t x_stride, int n, int64_t columns) {
+    const size_t bytes32 = phi3c_packed_bytes(type, 16, 256) / 8;
     const int many = has_high_plane(type) ? TOKENS : 2 * TOKENS; /* tokens that pay for unpacking first */
     memset(out, 0, (size_t)n * 16 * sizeof(float));
     for (int64_t left = columns / 32; left > 0; left -= 8) {
@@ -383,24 +411,24 @@ INLINE void quantised_tile(const int type, second_tile *second, float *out, cons
                 _mm_prefetch((const char *)panel + 2 * bytes32 * 8 + i, _MM_HINT_T1);
         if (n >= many) {
             unpack_weights(type, bytes, panel, w.n32);
-            multiply_tokens(type, second, out, &w, bytes, x, x_stride, second_blocks, n);
+            multiply_tokens(type, multiply_outliers, out, &w, bytes, x, x_stride, n);
         } else
-            multiply_tokens(type, second, out, &w, NULL, x, x_stride, second_blocks, n);
+            multiply_tokens(type, multiply_outliers, out, &w, NULL, x, x_stride, n);
         panel += bytes32 * (size_t)w.n32;
         x += sizeof(block_x8);
     }
 }
 
 #define TILE(name, type)                                                                                               \
-    NOINLINE void name##_second(float *out, const super_block *w, const uint8_t *bytes, const block_x8 *x,             \
-                                uint32_t groups) {                                                                     \
+    NOINLINE void name##_outliers(float *out, const super_block *w, const uint8_t *bytes, const uint8_t *x,            \
+                                  size_t x_stride, int n) {                                                            \
         if (bytes)                                                                                                     \
-            multiply_second(type, out, w, bytes, x, groups);                                                           \
+            multiply_outliers(type, out, w, bytes, x, x_stride, n);                                                    \
         else                                                                                                           \
-            multiply_second(type, out, w, NULL, x, groups);                                                            \
+            multiply_outliers(type, out, w, NULL, x, x_stride, n);                                                     \
     }                                                                                                                  \
     static void name(float *out, const uint8_t *panel, const uint8_t *x, size_t x_stride, int n, int64_t columns) {    \
-        quantised_tile(type, name##_second, out, panel, x, x_stride, n, columns);                                      \
+        quantised_tile(type, name##_outliers, out, panel, x, x_stride, n, columns);                                    \
     }
 TILE(tile_q4_0, PHI3C_Q4_0)
 TILE(tile_q4_1, PHI3C_Q4_1)

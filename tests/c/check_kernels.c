@@ -213,7 +213,11 @@ static void random_activation(float *x, int64_t columns, int kind) {
         case 6: x[c] = c % 4 < 2 ? 2.5f : -2.5f; break;       /* both int16 sums of a lane at their bounds */
         case 7: x[c] = u * (float)(1 << (c / 32 % 6)); break; /* every shift */
         case 8: x[c] = c / 16 % 2 ? -0.0f : (float)below(255) - 127.0f; break; /* ties and exact quotients */
-        case 9: x[c] = u * (c % 96 == 7 ? 50.0f : 1.0f); break;                /* outliers, faint groups beside them */
+        case 9: /* as many outliers as there can be, 25 of 256, and few */
+            x[c] = c / 256 % 2                    ? u * (c % 96 == 7 ? 50.0f : 1.0f)
+                   : c % 256 < 250 && c % 10 == 5 ? 90.0f + 0.1f * u
+                                                  : 0.0f;
+            break;
         case 10: x[c] = u * 1e38f; break;
         case 11: x[c] = u * 0x1p-130f; break;
         default: x[c] = u;
@@ -227,33 +231,30 @@ static int64_t supers_of(int64_t columns) { return (columns + 255) / 256; }
 
 /* Quantise a row. What the kernel leaves of the memory is noise, as it is in use. */
 static block_x8 *quantised(const phi3c_kernels *kernels, uint8_t *x8, const float *x, int64_t columns) {
-    block_x8 *blocks = (block_x8 *)x8;
     for (size_t i = 0; i < phi3c_x8_bytes(columns); i++) x8[i] = (uint8_t)random64();
-    kernels->quantize_row(blocks, blocks + supers_of(columns), x, columns);
-    return blocks;
+    kernels->quantize_row((block_x8 *)x8, x, columns);
+    return (block_x8 *)x8;
 }
 
-/* Of a second block only d is written when nothing is in it. */
+/* Bytes of a block that are in use. */
+static size_t bytes_of(const block_x8 *b) {
+    return offsetof(block_x8, outliers) + (size_t)b->n_outliers * sizeof(outlier_x8);
+}
+
 static int same_blocks(const block_x8 *a, const block_x8 *b, int64_t columns) {
-    int64_t supers = supers_of(columns);
-    int same = memcmp(a, b, (size_t)supers * sizeof *a) == 0;
-    for (int64_t i = 0; i < supers; i++) {
-        const block_x8 *c = a + supers + i, *d = b + supers + i;
-        same &= a[i].outliers ? memcmp(c, d, sizeof *c) == 0 : c->d == 0.0f && d->d == 0.0f;
-    }
+    int same = 1;
+    for (int64_t i = 0; i < supers_of(columns); i++) same &= memcmp(a + i, b + i, bytes_of(a + i)) == 0;
     return same;
 }
 
-/* What a block and its second block make of activation c, and the step between its neighbours. */
-static double activation_at(const block_x8 *block, const block_x8 *second, int c, double *step) {
-    *step = (double)(1 << block->shift[c / 32]) * block->d;
-    double x = *step * block->q[c];
-    if (!(block->outliers >> (c / 32) & 1) || second->d == 0.0f) return x;
-    *step = (double)(1 << second->shift[c / 32]) * second->d;
-    return x + *step * second->q[c];
+/* What a block makes of activation c. */
+static double activation_at(const block_x8 *b, int c) {
+    for (uint32_t i = 0; i < b->n_outliers; i++)
+        if (b->outliers[i].column == (uint32_t)c) return (double)b->outliers[i].x;
+    return (double)(1 << b->shift[c / 32]) * b->d * b->q[c];
 }
 
-static void check_codes(const block_x8 *b, unsigned groups) {
+static void check_codes(const block_x8 *b, int something) {
     int sums = 1, codes = 1;
     for (int j = 0; j < 8; j++) {
         int sum[2] = {0, 0}, shift = b->shift[j];
@@ -261,7 +262,7 @@ static void check_codes(const block_x8 *b, unsigned groups) {
         for (int i = 0; i < 32; i++) {
             int q = b->q[32 * j + i];
             sum[i / 16] += q;
-            codes &= groups >> j & 1 ? q >= -127 : q == 0;
+            codes &= something ? q >= -127 : q == 0;
         }
         sums &= b->nsum32[j] == -(sum[0] + sum[1]) && b->sum32[j] == (sum[0] + sum[1]) * (1 << shift);
         for (int i = 0; i < 2; i++)
@@ -271,33 +272,41 @@ static void check_codes(const block_x8 *b, unsigned groups) {
     check(codes, "|q| <= 127, 0 for nothing, shift 0-3");
 }
 
-static void check_block(const block_x8 *b, const block_x8 *second, const float *x, int n) {
-    double largest = 0, sum = 0;
-    int near = 1, found = 1;
-    for (int i = 0; i < n; i++) {
-        largest = isfinite(x[i]) ? fmax(largest, fabsf(x[i])) : INFINITY;
-        if (!isfinite(x[i])) break;
+static void check_block(const block_x8 *b, const float *x, int n) {
+    double sum = 0, largest = 0; /* of all; of the others than outliers */
+    int finite = 1, listed = 1, found = 1, near = 1;
+    uint32_t next = 0;
+    for (int i = 0; i < n && finite; i++) {
+        finite = isfinite(x[i]) != 0;
         sum += fabsf(x[i]);
     }
-    int something = isfinite(largest) && largest >= 0x1p-100;
-    check_codes(b, something ? (1u << (n / 32)) - 1 : 0);
-    check(isinf(largest) ? isnan(b->d) : b->d >= 0 && (b->d > 0) == something, "scale %g", (double)b->d);
-    if (b->outliers) check_codes(second, b->outliers);
-    for (int j = 0; something && j < n / 32; j++) {
-        double group = 0, step;
+    double limit = OUTLIER * sum / n, doubt = limit * 20 * EPS + TINY; /* a sum of 16 per lane, a tree, two more */
+    for (int i = 0; i < n; i++) {
+        int apart = next < b->n_outliers && b->outliers[next].column == (uint32_t)i;
+        if (apart) listed &= b->outliers[next++].x == x[i] && b->q[i] == 0;
+        if (finite && isfinite((float)(OUTLIER * sum)) && fabs(fabsf(x[i]) - limit) > doubt)
+            found &= apart == (fabsf(x[i]) > limit);
+        if (!apart && fabsf(x[i]) > largest) largest = fabsf(x[i]); /* fmax here crashes gcc 12 for aarch64 */
+    }
+    check(next == b->n_outliers && listed, "%u outliers, once each, by column, with code 0", b->n_outliers);
+    check(found, "outliers are those above %g", limit);
+
+    int something = finite && largest >= 0x1p-100;
+    check_codes(b, something);
+    check(finite ? b->d >= 0 && (b->d > 0) == something : isnan(b->d), "scale %g", (double)b->d);
+    if (!something) return;
+    check(fabs(b->d * 1016.0 - largest) <= 2 * EPS * largest, "scale %g for %g", (double)b->d, largest);
+    for (int j = 0; j < n / 32; j++) {
+        double group = 0, step = (double)(1 << b->shift[j]) * b->d;
         for (int i = 32 * j; i < 32 * j + 32; i++) {
-            group = fmax(group, fabsf(x[i]));
-            /* half a step, and the three roundings of 127 / largest, * 2^k and * x, each relative to q; what the second
-             * block is made from is rounded once more */
-            double error = fabs(x[i] - activation_at(b, second, i, &step));
-            near &= error <= step * (0.5 + 127 * 5 * EPS);
+            double kept = activation_at(b, i);
+            if (b->q[i] || kept == 0) group = fmax(group, fabsf(x[i]));
+            /* half a step, and the three roundings of 127 / largest, * 2^k and * x, each relative to q */
+            near &= fabs(x[i] - kept) <= step * (0.5 + 127 * 5 * EPS);
         }
-        double limit = OUTLIER * sum / n, doubt = limit * 20 * EPS; /* a sum of 16 per lane, a tree, two products */
-        if (isfinite((float)(OUTLIER * sum)) && fabs(group - limit) > doubt)
-            found &= (b->outliers >> j & 1) == (group > limit || (group > 0 && group * FAINT < largest));
+        check(b->shift[j] == 0 || group * (2 << (3 - b->shift[j])) > largest, "group %d could be finer", j);
     }
     check(near, "activations are further than half a step away");
-    check(found, "groups with outliers: %02x", b->outliers);
 }
 
 static void check_quantize(void) {
@@ -312,11 +321,11 @@ static void check_quantize(void) {
                 random_activation(x, columns, kind);
                 block_x8 *expected = quantised(&scalar, exactly(x8_bytes), x, columns);
                 block_x8 *got = quantised(&tested, exactly(x8_bytes), x, columns);
-                check(same_blocks(got, expected, columns), "columns %d kind %d", (int)columns, kind);
-                digest_words(got, (size_t)supers_of(columns) * sizeof *got);
-                for (int64_t i = 0; i < supers_of(columns); i++)
-                    check_block(got + i, got + supers_of(columns) + i, x + 256 * i,
-                                columns - 256 * i < 256 ? (int)(columns - 256 * i) : 256);
+                check(same_blocks(expected, got, columns), "columns %d kind %d", (int)columns, kind);
+                for (int64_t i = 0; i < supers_of(columns); i++) {
+                    digest_words(got + i, bytes_of(got + i));
+                    check_block(got + i, x + 256 * i, columns - 256 * i < 256 ? (int)(columns - 256 * i) : 256);
+                }
                 free(got);
                 free(expected);
                 free(x);
@@ -392,22 +401,20 @@ static void check_tile(int t, int64_t columns, int round, phi3c_pool *pool) {
         dequantize(w, size, src + (size_t)r * n_bytes, t, columns);
         for (int i = 0; i < TOKENS; i++) {
             if ((i + round) % ROW_KINDS >= USUAL_KINDS) continue;
-            const block_x8 *block = (const block_x8 *)(x8 + (size_t)i * x8_bytes);
-            double sum = 0, magnitude = 0, step;
+            const block_x8 *row = (const block_x8 *)(x8 + (size_t)i * x8_bytes);
+            double sum = 0, magnitude = 0, n_outliers = 0;
             for (int64_t c = 0; c < columns; c++) {
-                const block_x8 *b = block + c / 256, *second = b + supers_of(columns);
-                double a = x[i * columns + c], largest = fabs(a);
-                if (!is_float(type)) {
-                    a = activation_at(b, second, c % 256, &step);
-                    largest = fabs(a) + 127 * step; /* at least |first| + |second|, whose difference may be small */
-                }
+                const block_x8 *b = row + c / 256;
+                double a = x[i * columns + c];
+                if (!is_float(type)) a = activation_at(b, (int)(c % 256));
+                if (c % 256 == 0) n_outliers += b->n_outliers;
                 sum += w[c] * a;
-                magnitude += size[c] * largest;
+                magnitude += size[c] * fabs(a);
             }
-            /* of a float type: a chain of columns / 4 and two additions. Of the others, for both blocks: two a group of
-             * 32, three a super-block, one for each integer made a float; and three in dequantize_row. */
+            /* of a float type: a chain of columns / 4 and two additions. Of the others: two a group of 32, three a
+             * super-block, one for each integer made a float, two an outlier; and three in dequantize_row. */
             double roundings = (double)columns / 4 + 3;
-            if (!is_float(type)) roundings = 2 * (2.0 * 8 + 3.0 * (double)supers_of(columns) + 2) + 3;
+            if (!is_float(type)) roundings = 2.0 * 8 + 3.0 * (double)supers_of(columns) + 2 + 2 * n_outliers + 3;
             double error = fabs(expected[i * 16 + r] - sum);
             check(error <= roundings * (EPS * magnitude + TINY), "columns %d row %d: %g is off by %g of %g",
                   (int)columns, r, sum, error, magnitude);

@@ -58,6 +58,7 @@ typedef union {
 #define _mm512_mullo_epi32 emulated_mullo_epi32
 #define _mm512_max_epu32 emulated_max_epu32
 #define _mm512_sllv_epi32 emulated_sllv_epi32
+#define _mm512_srlv_epi32 emulated_srlv_epi32
 #define _mm512_slli_epi32 emulated_slli_epi32
 #define _mm512_srli_epi32 emulated_srli_epi32
 #define _mm512_slli_epi16 emulated_slli_epi16
@@ -221,6 +222,11 @@ static inline __m512i _mm512_max_epu32(__m512i a, __m512i b) {
 /* Shifts by a lane's width or more give 0, where C leaves them undefined. */
 static inline __m512i _mm512_sllv_epi32(__m512i a, __m512i count) {
     LANES a.u32[l] = count.u32[l] < 32 ? a.u32[l] << count.u32[l] : 0;
+    return a;
+}
+
+static inline __m512i _mm512_srlv_epi32(__m512i a, __m512i count) {
+    LANES a.u32[l] = count.u32[l] < 32 ? a.u32[l] >> count.u32[l] : 0;
     return a;
 }
 
