@@ -265,14 +265,17 @@ INLINE void multiply_outlier(const int type, float *out, const super_block *w, c
 INLINE void multiply_outliers(const int type, float *out, const super_block *w, const uint8_t *bytes, const uint8_t *x,
                               size_t x_stride, int n) {
     enum { MANY = 24 };
-    for (; n >= MANY; n -= MANY, out += MANY * 16) {
+    for (; n >= MANY; n -= MANY, out += MANY * 16, x += MANY * x_stride) {
+        uint32_t any = 0;
+        UNROLL for (int t = 0; t < MANY; t++) any |= token(x, x_stride, t)->n_outliers;
+        if (!any) continue;
         struct {
             float *out;
             outlier_x8 outlier;
         } found[MANY * 25];
         int n_found = 0;
-        for (int t = 0; t < MANY; t++, x += x_stride) {
-            const block_x8 *block = token(x, 0, 0);
+        for (int t = 0; t < MANY; t++) {
+            const block_x8 *block = token(x, x_stride, t);
             found[n_found].out = out + t * 16;
             found[n_found].outlier = block->outliers[0];
             n_found += block->n_outliers > 0;
