@@ -51,6 +51,7 @@ typedef struct {
 } outlier_x8;
 
 #define OUTLIER 10.0f
+enum { MOST_OUTLIERS = 25 }; /* of a block of 256: more cannot exceed ten times the mean */
 
 /* 256 activations in block floating point: x[i] = q[i] * 2^shift[i / 32] * d, but for outliers, whose q is 0.
  *
@@ -59,9 +60,9 @@ typedef struct {
  * whole block times q6_K weights, 256 * 127 * 32 * 128 * 8 = 1.07e9, or iq4_xs weights, 256 * 127 * 127 * 32 * 8 =
  * 1.06e9, fits int32. A short last block is padded with zeros.
  *
- * A few dimensions of every model have outliers, in half of all blocks; a scale that they fit would round the others
- * away. They stay floats and multiply the weights as floats. Mean KL to float32 on the 135M test model: 0.0167 with
- * one int8 scale per 256, 0.0042 with the shifts, 0.0011 with the outliers apart (docs/accuracy.md). */
+ * Two of three blocks of the 135M test model have outliers; a scale that they fit would round the others away. They
+ * stay floats and multiply the weights as floats. Mean KL to float32 on that model: 0.0167 with one int8 scale per 256,
+ * 0.0042 with the shifts, 0.0011 with the outliers apart (docs/accuracy.md). */
 typedef struct {
     int8_t q[256];
     int32_t shift[8];
@@ -71,7 +72,7 @@ typedef struct {
     int16_t sum32[8];   /* sum of q << shift over 32, for mins */
     float d;
     uint32_t n_outliers;
-    outlier_x8 outliers[25]; /* by column; no more than 256 / 10 there can be; the first shares a line with d */
+    outlier_x8 outliers[MOST_OUTLIERS]; /* by column; the first shares a line with d */
 } block_x8;
 
 static_assert(sizeof(block_x8) == 640, "x8");

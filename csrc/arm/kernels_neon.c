@@ -148,7 +148,7 @@ static void quantize_plain(block_x8 *out, const float x[256]) {
     }
 }
 
-/* As in kernels_scalar.c. Blocks without outliers, a third of all, are not copied. */
+/* As in kernels_scalar.c. Blocks without outliers are not copied. */
 static void quantize_block(block_x8 *out, const float *x, int n) {
     float rest[256];
     if (n < 256) {

@@ -272,7 +272,7 @@ INLINE void multiply_outliers(const int type, float *out, const super_block *w, 
         struct {
             float *out;
             outlier_x8 outlier;
-        } found[MANY * 25];
+        } found[MANY * MOST_OUTLIERS];
         int n_found = 0;
         for (int t = 0; t < MANY; t++) {
             const block_x8 *block = token(x, x_stride, t);
