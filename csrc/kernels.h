@@ -47,6 +47,17 @@ extern const phi3c_kernels phi3c_kernels_scalar, phi3c_kernels_avx2, phi3c_kerne
  * above none, where one of them is. */
 static inline float outlier_limit(float sum, int n) { return OUTLIER * sum / (float)n; }
 
+/* Of a group of 32 activations: how many eighths of the largest magnitude in the block hold its own largest. */
+static inline int group_factor(float group, float largest) {
+    float eighths = group * (8.0f / largest);
+    int factor = (int)eighths;
+    factor += (float)factor < eighths;
+    return factor < 1 ? 1 : factor > 8 ? 8 : factor; /* 9 by rounding */
+}
+
+/* What the activations of such a group are multiplied with: its range becomes 127. */
+static inline float group_scale(int factor, float largest) { return 1016.0f / largest / (float)factor; }
+
 /* Of the keys, or the values, of a kv head in a page of q8_0: 64 positions times head_dim / 32 halves. */
 static inline size_t q8_0_scale_bytes(int head_dim) { return (size_t)(head_dim / 32) * PHI3C_TILE * sizeof(f16); }
 

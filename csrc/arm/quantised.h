@@ -124,9 +124,8 @@ INLINE void legacy_super(const int type, const int M, float32x4_t part[QUADS][TO
         dot(type, M, sum, 0, 8, w, bytes, s, 0, x, x_stride);
         UNROLL for (int t = 0; t < M; t++) {
             const block_x8 *block = token(x, x_stride, t);
-            int32x4_t shift = vdupq_n_s32(block->shift[s]);
             UNROLL for (int q = 0; q < QUADS; q++) {
-                float32x4_t v = vcvtq_f32_s32(vshlq_s32(sum[q][t], shift));
+                float32x4_t v = vcvtq_f32_s32(vmulq_n_s32(sum[q][t], block->factor[s]));
                 part[q][t] = vfmaq_f32(part[q][t], w->d[s][q], v);
                 if (has_min(type)) part[q][t] = vfmaq_n_f32(part[q][t], w->m[s][q], (float)block->sum32[s]);
             }
@@ -149,9 +148,9 @@ INLINE void k_super(const int type, const int M, float32x4_t part[QUADS][TOKENS]
                     vdupq_n_s32(bias ? token(x, x_stride, t)->nsum16[2 * s + i] * bias : 0);
                 dot(type, M, sum, 4 * i, parts == 1 ? 8 : 4 * i + 4, w, bytes, base, j, x, x_stride);
                 UNROLL for (int t = 0; t < M; t++) {
-                    int32x4_t shift = vdupq_n_s32(token(x, x_stride, t)->shift[s]);
+                    int32_t factor = token(x, x_stride, t)->factor[s];
                     UNROLL for (int q = 0; q < QUADS; q++) total[q][t] =
-                        vmlaq_s32(total[q][t], sum[q][t], vshlq_s32(w->scale[parts * s + i][q], shift));
+                        vmlaq_s32(total[q][t], sum[q][t], vmulq_n_s32(w->scale[parts * s + i][q], factor));
                 }
             }
         }

@@ -140,7 +140,7 @@ INLINE void legacy_group(const int type, const int M, __m256 part[2][TOKENS], co
         const block_x8 *block = token(x, x_stride, t);
         __m256i v = sum[half][t];
         if (has_bias) v = _mm256_add_epi32(v, _mm256_slli_epi32(broadcast32(&block->nsum32[s]), bias));
-        v = _mm256_sllv_epi32(v, broadcast32(&block->shift[s]));
+        v = _mm256_mullo_epi32(v, broadcast32(&block->factor[s]));
         part[half][t] = _mm256_fmadd_ps(w->d[s][half], _mm256_cvtepi32_ps(v), part[half][t]);
         if (has_min) {
             __m256 sum32 = _mm256_set1_ps((float)block->sum32[s]);
@@ -161,11 +161,11 @@ INLINE void k_group(const int type, const int M, __m256i total[2][TOKENS], const
         scaled_dot(type, M, second, 4, 8, w->scale[2 * s + 1], w, bytes, base, j, x, x_stride);
     }
     UNROLL for (int t = 0; t < M; t++) {
-        __m256i shift = broadcast32(&token(x, x_stride, t)->shift[s]);
+        __m256i factor = broadcast32(&token(x, x_stride, t)->factor[s]);
         UNROLL for (int half = 0; half < 2; half++) {
             __m256i v = sum[half][t];
             if (!has_groups_of_32(type)) v = _mm256_add_epi32(v, second[half][t]);
-            total[half][t] = _mm256_add_epi32(total[half][t], _mm256_sllv_epi32(v, shift));
+            total[half][t] = _mm256_add_epi32(total[half][t], _mm256_mullo_epi32(v, factor));
             KEEP(total[half][t]);
         }
     }

@@ -208,10 +208,10 @@ static void random_activation(float *x, int64_t columns, int kind) {
         switch (kind) {
         case 2: x[c] = 0.0f; break;
         case 3: x[c] = c == outlier ? 1000.0f : u * 0.01f; break;
-        case 4: x[c] = 1.0f; break; /* all codes 127 at the largest shift: every sum at its bound */
+        case 4: x[c] = 1.0f; break; /* all codes 127 at the largest factor: every sum at its bound */
         case 5: x[c] = -1.0f; break;
-        case 6: x[c] = c % 4 < 2 ? 2.5f : -2.5f; break;       /* both int16 sums of a lane at their bounds */
-        case 7: x[c] = u * (float)(1 << (c / 32 % 6)); break; /* every shift */
+        case 6: x[c] = c % 4 < 2 ? 2.5f : -2.5f; break; /* both int16 sums of a lane at their bounds */
+        case 7: x[c] = u * (float)(c / 256 % 2 ? 1 << (c / 32 % 6) : c / 32 % 8 + 1); break; /* every factor */
         case 8: x[c] = c / 16 % 2 ? -0.0f : (float)below(255) - 127.0f; break; /* ties and exact quotients */
         case 9: /* as many outliers as there can be, 25 of 256, and few */
             x[c] = c / 256 % 2                    ? u * (c % 96 == 7 ? 50.0f : 1.0f)
@@ -251,25 +251,24 @@ static int same_blocks(const block_x8 *a, const block_x8 *b, int64_t columns) {
 static double activation_at(const block_x8 *b, int c) {
     for (uint32_t i = 0; i < b->n_outliers; i++)
         if (b->outliers[i].column == (uint32_t)c) return (double)b->outliers[i].x;
-    return (double)(1 << b->shift[c / 32]) * b->d * b->q[c];
+    return (double)b->factor[c / 32] * b->d * b->q[c];
 }
 
 static void check_codes(const block_x8 *b, int something) {
     int sums = 1, codes = 1;
     for (int j = 0; j < 8; j++) {
-        int sum[2] = {0, 0}, shift = b->shift[j];
-        codes &= shift >= 0 && shift <= 3;
+        int sum[2] = {0, 0}, factor = b->factor[j];
+        codes &= something ? factor >= 1 && factor <= 8 : factor == 0;
         for (int i = 0; i < 32; i++) {
             int q = b->q[32 * j + i];
             sum[i / 16] += q;
             codes &= something ? q >= -127 : q == 0;
         }
-        sums &= b->nsum32[j] == -(sum[0] + sum[1]) && b->sum32[j] == (sum[0] + sum[1]) * (1 << shift);
-        for (int i = 0; i < 2; i++)
-            sums &= b->nsum16[2 * j + i] == -sum[i] && b->sum16[2 * j + i] == sum[i] * (1 << shift);
+        sums &= b->nsum32[j] == -(sum[0] + sum[1]) && b->sum32[j] == (sum[0] + sum[1]) * factor;
+        for (int i = 0; i < 2; i++) sums &= b->nsum16[2 * j + i] == -sum[i] && b->sum16[2 * j + i] == sum[i] * factor;
     }
     check(sums, "sums");
-    check(codes, "|q| <= 127, 0 for nothing, shift 0-3");
+    check(codes, "|q| <= 127, factor 1-8, both 0 for nothing");
 }
 
 static void check_block(const block_x8 *b, const float *x, int n) {
@@ -297,14 +296,16 @@ static void check_block(const block_x8 *b, const float *x, int n) {
     if (!something) return;
     check(fabs(b->d * 1016.0 - largest) <= 2 * EPS * largest, "scale %g for %g", (double)b->d, largest);
     for (int j = 0; j < n / 32; j++) {
-        double group = 0, step = (double)(1 << b->shift[j]) * b->d;
+        double group = 0, step = (double)b->factor[j] * b->d;
         for (int i = 32 * j; i < 32 * j + 32; i++) {
             double kept = activation_at(b, i);
             if (b->q[i] || kept == 0) group = fmax(group, fabsf(x[i]));
-            /* half a step, and the three roundings of 127 / largest, * 2^k and * x, each relative to q */
+            /* half a step, and the three roundings of 1016 / largest, / factor and * x, each relative to q */
             near &= fabs(x[i] - kept) <= step * (0.5 + 127 * 5 * EPS);
         }
-        check(b->shift[j] == 0 || group * (2 << (3 - b->shift[j])) > largest, "group %d could be finer", j);
+        check(group * 8 <= b->factor[j] * largest * (1 + 4 * EPS), "group %d is cut", j);
+        check(b->factor[j] == 1 || group * 8 >= (b->factor[j] - 1) * largest * (1 - 4 * EPS), "group %d could be finer",
+              j);
     }
     check(near, "activations are further than half a step away");
 }
