@@ -219,7 +219,9 @@ INLINE void float_tile(int type, float *out, const uint8_t *panel, const uint8_t
 }
 
 #define TILE(name, kind, type)                                                                                         \
-    static void name(float *out, const uint8_t *panel, const uint8_t *x, size_t x_stride, int n, int64_t columns) {    \
+    static void name(float *out, const uint8_t *panel, const uint8_t *x, size_t x_stride, int n, int64_t columns,      \
+                     const outlier_list *lists) {                                                                      \
+        (void)lists; /* the same outliers as those of the blocks */                                                    \
         kind(type, out, panel, x, x_stride, n, columns);                                                               \
     }
 TILE(tile_f32, float_tile, PHI3C_F32)

@@ -96,15 +96,21 @@ INLINE void float_tile(const int type, float *out, const uint8_t *panel, const u
     for (; n > 0; n--, x += x_stride, out += 16) float_tokens(type, 1, out, panel, x, x_stride, columns);
 }
 
-static void tile_f32(float *out, const uint8_t *panel, const uint8_t *x, size_t x_stride, int n, int64_t columns) {
+static void tile_f32(float *out, const uint8_t *panel, const uint8_t *x, size_t x_stride, int n, int64_t columns,
+                     const outlier_list *lists) {
+    (void)lists; /* of quantised rows */
     float_tile(PHI3C_F32, out, panel, x, x_stride, n, columns);
 }
 
-static void tile_f16(float *out, const uint8_t *panel, const uint8_t *x, size_t x_stride, int n, int64_t columns) {
+static void tile_f16(float *out, const uint8_t *panel, const uint8_t *x, size_t x_stride, int n, int64_t columns,
+                     const outlier_list *lists) {
+    (void)lists; /* of quantised rows */
     float_tile(PHI3C_F16, out, panel, x, x_stride, n, columns);
 }
 
-static void tile_bf16(float *out, const uint8_t *panel, const uint8_t *x, size_t x_stride, int n, int64_t columns) {
+static void tile_bf16(float *out, const uint8_t *panel, const uint8_t *x, size_t x_stride, int n, int64_t columns,
+                      const outlier_list *lists) {
+    (void)lists; /* of quantised rows */
     float_tile(PHI3C_BF16, out, panel, x, x_stride, n, columns);
 }
 

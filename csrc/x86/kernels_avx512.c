@@ -463,7 +463,9 @@ INLINE void tile(const int type, float *out, const uint8_t *panel, const uint8_t
 }
 
 #define TILE(name, type)                                                                                               \
-    static void name(float *out, const uint8_t *panel, const uint8_t *x, size_t x_stride, int n, int64_t columns) {    \
+    static void name(float *out, const uint8_t *panel, const uint8_t *x, size_t x_stride, int n, int64_t columns,      \
+                     const outlier_list *lists) {                                                                      \
+        (void)lists; /* a few rows at a time, whose sums stay in registers, have theirs from their blocks */           \
         tile(type, out, panel, x, x_stride, n, columns);                                                               \
     }
 TILE(tile_f32, PHI3C_F32)

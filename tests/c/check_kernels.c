@@ -227,8 +227,6 @@ static void random_activation(float *x, int64_t columns, int kind) {
     if (kind == 13) x[outlier] = NAN;
 }
 
-static int64_t supers_of(int64_t columns) { return (columns + 255) / 256; }
-
 /* Quantise a row. What the kernel leaves of the memory is noise, as it is in use. */
 static block_x8 *quantised(const phi3c_kernels *kernels, uint8_t *x8, const float *x, int64_t columns) {
     for (size_t i = 0; i < phi3c_x8_bytes(columns); i++) x8[i] = (uint8_t)random64();
@@ -370,6 +368,26 @@ static void check_encode(int t, int64_t columns, phi3c_pool *one, phi3c_pool *th
 
 enum { TOKENS = 13 };
 
+/* The outliers of n rows, in order. */
+static outlier_list *lists_of(const uint8_t *rows, size_t stride, int n, int64_t columns) {
+    outlier_list *lists = exactly((size_t)supers_of(columns) * sizeof *lists);
+    for (int64_t super = 0; super < supers_of(columns); super++) {
+        outlier_list *list = &lists[super];
+        list->n = 0;
+        for (uint32_t column = 0; column < 256; column++)
+            for (int row = 0; row < n; row++) {
+                const block_x8 *b = (const block_x8 *)(rows + (size_t)row * stride) + super;
+                for (uint32_t i = 0; i < b->n_outliers; i++) {
+                    if (b->outliers[i].column != column) continue;
+                    list->outliers[list->n].x = b->outliers[i].x;
+                    list->outliers[list->n].column = (uint16_t)column;
+                    list->outliers[list->n++].row = (uint16_t)row;
+                }
+            }
+    }
+    return lists;
+}
+
 /* A panel of rows of every kind times tokens of every kind. */
 static void check_tile(int t, int64_t columns, int round, phi3c_pool *pool) {
     int type = types[t].type;
@@ -385,14 +403,21 @@ static void check_tile(int t, int64_t columns, int round, phi3c_pool *pool) {
     }
     const uint8_t *input = is_float(type) ? (const uint8_t *)x : x8;
     size_t stride = is_float(type) ? x_bytes : x8_bytes;
-    scalar.tile[type](expected, panel, input, stride, TOKENS, columns);
+    scalar.tile[type](expected, panel, input, stride, TOKENS, columns, NULL);
 
     for (int n = 1; n <= TOKENS; n++) {
         uint8_t *rows = copy_of(input + (size_t)(TOKENS - n) * stride, (size_t)n * stride);
         float *got = exactly((size_t)n * 16 * 4);
-        tested.tile[type](got, panel, rows, stride, n, columns);
+        tested.tile[type](got, panel, rows, stride, n, columns, NULL);
         check(all_same(got, expected + (TOKENS - n) * 16, n * 16), "columns %d, %d tokens", (int)columns, n);
         digest_floats(got, n * 16);
+        if (!is_float(type)) {
+            outlier_list *lists = lists_of(rows, stride, n, columns);
+            tested.tile[type](got, panel, rows, stride, n, columns, lists);
+            check(all_same(got, expected + (TOKENS - n) * 16, n * 16), "columns %d, %d tokens, outliers sorted",
+                  (int)columns, n);
+            free(lists);
+        }
         free(got);
         free(rows);
     }
@@ -690,7 +715,7 @@ static phi3c_pool *new_pool(int n_threads) {
 
 static phi3c_activation new_activation(int64_t n, int64_t columns) {
     return (phi3c_activation){exactly((size_t)(n * columns) * 4), exactly((size_t)n * phi3c_x8_bytes(columns)),
-                              columns};
+                              exactly(phi3c_outlier_bytes(n, columns)), columns};
 }
 
 static block_x8 *blocks_of(phi3c_activation a, int64_t row) {
@@ -706,6 +731,7 @@ static int same_activation(phi3c_activation a, phi3c_activation b, int64_t n) {
 static void free_activation(phi3c_activation a) {
     free(a.f32);
     free(a.x8);
+    free(a.outliers);
 }
 
 /* Segments of several types, in panels that are not full, against one call of the scalar tile a panel. */
@@ -738,7 +764,7 @@ static void check_matmul(void) {
                 int type = segments[s].type;
                 const uint8_t *panel = segments[s].panels + phi3c_packed_bytes(type, r, COLUMNS);
                 scalar.tile[type](tile, panel, is_float(type) ? (uint8_t *)x.f32 : x.x8,
-                                  is_float(type) ? COLUMNS * 4 : phi3c_x8_bytes(COLUMNS), n, COLUMNS);
+                                  is_float(type) ? COLUMNS * 4 : phi3c_x8_bytes(COLUMNS), n, COLUMNS, NULL);
                 for (int i = 0; i < n; i++)
                     for (int l = 0; l < 16 && r + l < segment_rows[s]; l++)
                         expected[i * ROWS + row + r + l] = tile[i * 16 + l];
