@@ -8,7 +8,7 @@
 /* Between two walks over a panel: activations of so many tokens (48 * 12 * 640 bytes at 3072 columns) stay in L2 while
  * a panel is in L1. */
 enum { TOKENS = PHI3C_TOKENS };
-enum { SORTED = 24 }; /* of which so many pay for sorting their outliers */
+enum { SORTED = 8 }; /* of which so many pay for sorting their outliers: 8 sequences take 0.98 of the time */
 
 typedef struct {
     float *out;

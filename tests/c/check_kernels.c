@@ -737,7 +737,7 @@ static void free_activation(phi3c_activation a) {
 /* Segments of several types, in panels that are not full, against one call of the scalar tile a panel. */
 static void check_matmul(void) {
     static const int segment_types[] = {10, 12, 1, 7}, segment_rows[] = {37, 20, 5, 16}; /* indices of `types` */
-    enum { SEGMENTS = 4, ROWS = 37 + 20 + 5 + 16, COLUMNS = 512, MAX_N = 53 };
+    enum { SEGMENTS = 4, ROWS = 37 + 20 + 5 + 16, COLUMNS = 512, MAX_N = 57 };
     phi3c_pool *one = new_pool(1);
     phi3c_segment segments[SEGMENTS];
     for (int s = 0; s < SEGMENTS; s++) {
@@ -750,8 +750,8 @@ static void check_matmul(void) {
         segments[s] = (phi3c_segment){type, segment_rows[s], panels};
         free(src);
     }
-    static const int batches[] = {1, 7, 24, 48, MAX_N};
-    for (int b = 0; b < 5; b++) {
+    static const int batches[] = {1, 7, 8, 48, 53, MAX_N}; /* up to 7 of 48 are not sorted */
+    for (int b = 0; b < 6; b++) {
         int n = batches[b];
         phi3c_activation x = new_activation(n, COLUMNS);
         for (int i = 0; i < n; i++) random_activation(x.f32 + i * COLUMNS, COLUMNS, i % USUAL_KINDS);
@@ -793,7 +793,7 @@ static void check_matmul(void) {
 /* Gate and up, in one segment or in two of different types, against phi3c_matmul and the scalar row kernel. */
 static void check_gate_up(int n_segments) {
     static const int segment_types[] = {10, 1};    /* indices of `types` */
-    enum { FFN = 352, COLUMNS = 512, MAX_N = 53 }; /* 22 panels */
+    enum { FFN = 352, COLUMNS = 512, MAX_N = 57 }; /* 22 panels */
     phi3c_pool *one = new_pool(1);
     phi3c_segment segments[2];
     int rows = 2 * FFN / n_segments;
