@@ -53,23 +53,24 @@ typedef struct {
 #define OUTLIER 10.0f
 enum { MOST_OUTLIERS = 25 }; /* of a block of 256: more cannot exceed ten times the mean */
 
-/* 256 activations in block floating point: x[i] = q[i] * 2^shift[i / 32] * d, but for outliers, whose q is 0.
+/* 256 activations, 32 to an integer factor: x[i] = q[i] * factor[i / 32] * d, but for outliers, whose q is 0.
  *
- * |q| <= 127, shift is 3 minus the number of times (0 to 3) that a group of 32 could be doubled and still fit the
- * block's range, so d is 1/8 of a plain int8 scale. Bounds: |sum32| <= 32 * 127 * 8 = 32512 fits int16, and a
- * whole block times q6_K weights, 256 * 127 * 32 * 128 * 8 = 1.07e9, or iq4_xs weights, 256 * 127 * 127 * 32 * 8 =
- * 1.06e9, fits int32. A short last block is padded with zeros.
+ * |q| <= 127, factor is 1 to 8: the range of a group of 32 in eighths of the block's, so d is 1/8 of a plain int8
+ * scale. Bounds: |sum32| <= 32 * 127 * 8 = 32512 fits int16, and a whole block times q6_K weights,
+ * 256 * 127 * 32 * 128 * 8 = 1.07e9, or iq4_xs weights, 256 * 127 * 127 * 32 * 8 = 1.06e9, fits int32. A short last
+ * block is padded with zeros.
  *
  * Two of three blocks of the 135M test model have outliers; a scale that they fit would round the others away. They
  * stay floats and multiply the weights as floats. Mean KL to float32 on that model: 0.0167 with one int8 scale per 256,
- * 0.0042 with the shifts, 0.0011 with the outliers apart (docs/accuracy.md). */
+ * 0.0042 with powers of two for factors, 0.0011 with the outliers apart as well, 0.0008 with factors 1 to 8
+ * (docs/accuracy.md). */
 typedef struct {
     int8_t q[256];
-    int32_t shift[8];
+    int32_t factor[8];
     int32_t nsum32[8];  /* -sum of q over 32: a chain that starts at nsum << b ends as the sum of (w - 2^b) q */
     int32_t nsum16[16]; /* -sum of q over 16 */
-    int16_t sum16[16];  /* sum of q << shift over 16, for the mins of q2_K */
-    int16_t sum32[8];   /* sum of q << shift over 32, for mins */
+    int16_t sum16[16];  /* sum of q * factor over 16, for the mins of q2_K */
+    int16_t sum32[8];   /* sum of q * factor over 32, for mins */
     float d;
     uint32_t n_outliers;
     outlier_x8 outliers[MOST_OUTLIERS]; /* by column; the first shares a line with d */

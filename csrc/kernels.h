@@ -12,9 +12,21 @@
 #include "compiler.h"
 #include "phi3c.h"
 
+/* The outliers of one super-block of up to PHI3C_TOKENS rows of activations, by column and then by row. */
+enum { PHI3C_TOKENS = 48 };
+typedef struct {
+    uint32_t n;
+    struct {
+        float x;
+        uint16_t column, row;
+    } outliers[PHI3C_TOKENS * MOST_OUTLIERS];
+} outlier_list;
+
 /* out[t * 16 + r] = sum_c w[r][c] x[t][c] for one panel and n rows of activations, x_stride bytes apart: for F32, F16
- * and BF16 weights floats, for the others x8 blocks. */
-typedef void phi3c_tile(float *out, const uint8_t *panel, const uint8_t *x, size_t x_stride, int n, int64_t columns);
+ * and BF16 weights floats, for the others x8 blocks. lists: the outliers of these, by super-block, for kernels that
+ * would rather have them sorted; NULL for few rows. */
+typedef void phi3c_tile(float *out, const uint8_t *panel, const uint8_t *x, size_t x_stride, int n, int64_t columns,
+                        const outlier_list *lists);
 
 /* One online-softmax step: n <= PHI3C_QUERIES queries against the 64 keys of a page.
  * q (n, head_dim); kv: keys and values of a kv head as in a page (docs/formats.md); query i sees keys
@@ -47,8 +59,21 @@ extern const phi3c_kernels phi3c_kernels_scalar, phi3c_kernels_avx2, phi3c_kerne
  * above none, where one of them is. */
 static inline float outlier_limit(float sum, int n) { return OUTLIER * sum / (float)n; }
 
+/* Of a group of 32 activations: how many eighths of the largest magnitude in the block hold its own largest. */
+static inline int group_factor(float group, float largest) {
+    float eighths = group * (8.0f / largest);
+    int factor = (int)eighths;
+    factor += (float)factor < eighths;
+    return factor < 1 ? 1 : factor > 8 ? 8 : factor; /* 9 by rounding */
+}
+
+/* What the activations of such a group are multiplied with: its range becomes 127. */
+static inline float group_scale(int factor, float largest) { return 1016.0f / largest / (float)factor; }
+
 /* Of the keys, or the values, of a kv head in a page of q8_0: 64 positions times head_dim / 32 halves. */
 static inline size_t q8_0_scale_bytes(int head_dim) { return (size_t)(head_dim / 32) * PHI3C_TILE * sizeof(f16); }
+
+static inline int64_t supers_of(int64_t columns) { return (columns + PHI3C_SUPER - 1) / PHI3C_SUPER; }
 
 /* Whether a quantised type has blocks of 32 columns with a float scale each, not 256 with integer scales. */
 static inline int has_blocks_of_32(int type) { return type <= PHI3C_Q8_0 || type == PHI3C_IQ4_NL; }

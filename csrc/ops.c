@@ -3,10 +3,13 @@
 #include "kernels.h"
 #include "pool.h"
 
-static int64_t supers_of(int64_t columns) { return (columns + PHI3C_SUPER - 1) / PHI3C_SUPER; }
-
 /* The 192 bytes more keep rows from starting in the same sets of a cache: 32 blocks are five times 4096 bytes. */
 size_t phi3c_x8_bytes(int64_t columns) { return (size_t)supers_of(columns) * sizeof(block_x8) + 192; }
+
+size_t phi3c_outlier_bytes(int64_t n, int64_t columns) {
+    int64_t tiles = (n + PHI3C_TOKENS - 1) / PHI3C_TOKENS;
+    return (size_t)(tiles * supers_of(columns)) * sizeof(outlier_list);
+}
 
 typedef struct {
     phi3c_activation out;

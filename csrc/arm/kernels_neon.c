@@ -83,15 +83,21 @@ INLINE void float_tile(const int type, float *out, const uint8_t *panel, const u
     for (; n > 0; n--, x += x_stride, out += 16) float_tokens(type, 1, out, panel, x, x_stride, columns);
 }
 
-static void tile_f32(float *out, const uint8_t *panel, const uint8_t *x, size_t x_stride, int n, int64_t columns) {
+static void tile_f32(float *out, const uint8_t *panel, const uint8_t *x, size_t x_stride, int n, int64_t columns,
+                     const outlier_list *lists) {
+    (void)lists; /* of quantised rows */
     float_tile(PHI3C_F32, out, panel, x, x_stride, n, columns);
 }
 
-static void tile_f16(float *out, const uint8_t *panel, const uint8_t *x, size_t x_stride, int n, int64_t columns) {
+static void tile_f16(float *out, const uint8_t *panel, const uint8_t *x, size_t x_stride, int n, int64_t columns,
+                     const outlier_list *lists) {
+    (void)lists; /* of quantised rows */
     float_tile(PHI3C_F16, out, panel, x, x_stride, n, columns);
 }
 
-static void tile_bf16(float *out, const uint8_t *panel, const uint8_t *x, size_t x_stride, int n, int64_t columns) {
+static void tile_bf16(float *out, const uint8_t *panel, const uint8_t *x, size_t x_stride, int n, int64_t columns,
+                      const outlier_list *lists) {
+    (void)lists; /* of quantised rows */
     float_tile(PHI3C_BF16, out, panel, x, x_stride, n, columns);
 }
 
@@ -123,16 +129,14 @@ static void quantize_plain(block_x8 *out, const float x[256]) {
     }
     if (largest < 0x1p-100f) return;
     out->d = largest / 1016.0f;
-    float scale = 127.0f / largest;
     for (int j = 0; j < 8; j++) {
-        int doublings = (group[j] * 2.0f <= largest) + (group[j] * 4.0f <= largest) + (group[j] * 8.0f <= largest);
-        int shift = 3 - doublings, sum[2];
-        float group_scale = scale * (float)(1 << doublings);
+        int factor = group_factor(group[j], largest), sum[2];
+        float scale = group_scale(factor, largest);
         for (int i = 0; i < 2; i++) {
             int16x4_t words[4];
             int32x4_t total = vdupq_n_s32(0);
             UNROLL for (int k = 0; k < 4; k++) { /* to nearest, ties to even */
-                int32x4_t q = vcvtnq_s32_f32(vmulq_n_f32(vld1q_f32(x + 32 * j + 16 * i + 4 * k), group_scale));
+                int32x4_t q = vcvtnq_s32_f32(vmulq_n_f32(vld1q_f32(x + 32 * j + 16 * i + 4 * k), scale));
                 total = vaddq_s32(total, q);
                 words[k] = vmovn_s32(q);
             }
@@ -140,9 +144,9 @@ static void quantize_plain(block_x8 *out, const float x[256]) {
             vst1_s8(out->q + 32 * j + 16 * i + 8, vmovn_s16(vcombine_s16(words[2], words[3])));
             sum[i] = vaddvq_s32(total);
             out->nsum16[2 * j + i] = -sum[i];
-            out->sum16[2 * j + i] = (int16_t)(sum[i] * (1 << shift));
+            out->sum16[2 * j + i] = (int16_t)(sum[i] * factor);
         }
-        out->shift[j] = shift;
+        out->factor[j] = factor;
         out->nsum32[j] = -(sum[0] + sum[1]);
         out->sum32[j] = (int16_t)(out->sum16[2 * j] + out->sum16[2 * j + 1]);
     }

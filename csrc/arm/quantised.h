@@ -124,9 +124,8 @@ INLINE void legacy_super(const int type, const int M, float32x4_t part[QUADS][TO
         dot(type, M, sum, 0, 8, w, bytes, s, 0, x, x_stride);
         UNROLL for (int t = 0; t < M; t++) {
             const block_x8 *block = token(x, x_stride, t);
-            int32x4_t shift = vdupq_n_s32(block->shift[s]);
             UNROLL for (int q = 0; q < QUADS; q++) {
-                float32x4_t v = vcvtq_f32_s32(vshlq_s32(sum[q][t], shift));
+                float32x4_t v = vcvtq_f32_s32(vmulq_n_s32(sum[q][t], block->factor[s]));
                 part[q][t] = vfmaq_f32(part[q][t], w->d[s][q], v);
                 if (has_min(type)) part[q][t] = vfmaq_n_f32(part[q][t], w->m[s][q], (float)block->sum32[s]);
             }
@@ -149,9 +148,9 @@ INLINE void k_super(const int type, const int M, float32x4_t part[QUADS][TOKENS]
                     vdupq_n_s32(bias ? token(x, x_stride, t)->nsum16[2 * s + i] * bias : 0);
                 dot(type, M, sum, 4 * i, parts == 1 ? 8 : 4 * i + 4, w, bytes, base, j, x, x_stride);
                 UNROLL for (int t = 0; t < M; t++) {
-                    int32x4_t shift = vdupq_n_s32(token(x, x_stride, t)->shift[s]);
+                    int32_t factor = token(x, x_stride, t)->factor[s];
                     UNROLL for (int q = 0; q < QUADS; q++) total[q][t] =
-                        vmlaq_s32(total[q][t], sum[q][t], vshlq_s32(w->scale[parts * s + i][q], shift));
+                        vmlaq_s32(total[q][t], sum[q][t], vmulq_n_s32(w->scale[parts * s + i][q], factor));
                 }
             }
         }
@@ -196,21 +195,41 @@ INLINE float32x4_t float_weights(const int type, const super_block *w, int quad,
     return has_min(type) ? vfmsq_f32(v, w->m[0][quad], vcvtq_f32_s32(vmovl_s16(w->min[i][quad]))) : v;
 }
 
-/* out += a super-block times the outliers of a block, by column. */
-INLINE void multiply_outliers(const int type, float *out, const super_block *w, const uint8_t *bytes,
-                              const block_x8 *x) {
-    float32x4_t sum[QUADS];
-    UNROLL for (int quad = 0; quad < QUADS; quad++) sum[quad] = vld1q_f32(out + 4 * quad);
-    for (uint32_t i = 0; i < x->n_outliers; i++) {
-        const int column = (int)x->outliers[i].column, s = column / 32, c = column % 32, j = s % groups_together(type);
-        const int32x4_t above = vdupq_n_s32(24 - c % 4 * 8); /* bits of a lane */
-        UNROLL for (int quad = 0; quad < QUADS; quad++) {
-            int32x4_t q = vreinterpretq_s32_s8(weights(type, w, bytes, quad, s - j, j, c / 4));
-            q = vshrq_n_s32(vshlq_s32(q, above), 24);
-            sum[quad] = vfmaq_n_f32(sum[quad], float_weights(type, w, quad, q, s, c), x->outliers[i].x);
+/* Weights of a column as floats. */
+INLINE void column_weights(const int type, float32x4_t v[QUADS], const super_block *w, const uint8_t *bytes,
+                           int column) {
+    const int s = column / 32, c = column % 32, j = s % groups_together(type);
+    const int32x4_t above = vdupq_n_s32(24 - c % 4 * 8); /* bits of a lane */
+    UNROLL for (int quad = 0; quad < QUADS; quad++) {
+        int32x4_t q = vreinterpretq_s32_s8(weights(type, w, bytes, quad, s - j, j, c / 4));
+        v[quad] = float_weights(type, w, quad, vshrq_n_s32(vshlq_s32(q, above), 24), s, c);
+    }
+}
+
+INLINE void add_column(float *out, const float32x4_t v[QUADS], float x) {
+    UNROLL for (int quad = 0; quad < QUADS; quad++)
+        vst1q_f32(out + 4 * quad, vfmaq_n_f32(vld1q_f32(out + 4 * quad), v[quad], x));
+}
+
+/* out[t] += a super-block times the outliers of n blocks, by column. Rows tend to have them in the same columns. */
+INLINE void multiply_outliers(const int type, float *out, const super_block *w, const uint8_t *bytes, const uint8_t *x,
+                              size_t x_stride, int n, const outlier_list *list) {
+    float32x4_t v[QUADS];
+    for (uint32_t i = 0; list && i < list->n;) {
+        const int column = list->outliers[i].column;
+        column_weights(type, v, w, bytes, column);
+        do {
+            add_column(out + list->outliers[i].row * 16, v, list->outliers[i].x);
+            i++;
+        } while (i < list->n && list->outliers[i].column == column);
+    }
+    for (int t = 0; !list && t < n; t++) {
+        const block_x8 *block = token(x, x_stride, t);
+        for (uint32_t i = 0; i < block->n_outliers; i++) {
+            column_weights(type, v, w, bytes, (int)block->outliers[i].column);
+            add_column(out + t * 16, v, block->outliers[i].x);
         }
     }
-    UNROLL for (int quad = 0; quad < QUADS; quad++) vst1q_f32(out + 4 * quad, sum[quad]);
 }
 
 /* The 256 six-bit numbers of a FIELD_SCALE or FIELD_SCALE_MIN, as bytes. */
@@ -290,7 +309,7 @@ INLINE void unpack_weights(const int type, uint8_t *bytes, const super_block *w)
 }
 
 INLINE void quantised_tile(const int type, float *out, const uint8_t *panel, const uint8_t *x, size_t x_stride, int n,
-                           int64_t columns) {
+                           int64_t columns, const outlier_list *list) {
     const size_t bytes32 = phi3c_packed_bytes(type, 16, 256) / 8;
     memset(out, 0, (size_t)n * 16 * sizeof(float));
     for (int64_t left = columns / 32; left > 0; left -= 8) {
@@ -307,18 +326,17 @@ INLINE void quantised_tile(const int type, float *out, const uint8_t *panel, con
         }
         for (; n - t >= 2; t += 2) multiply_blocks(type, 2, out + t * 16, &w, NULL, x + (size_t)t * x_stride, x_stride);
         if (n - t == 1) multiply_blocks(type, 1, out + t * 16, &w, NULL, x + (size_t)t * x_stride, x_stride);
-        for (t = 0; t < n; t++) {
-            const block_x8 *block = token(x, x_stride, t);
-            if (block->n_outliers) multiply_outliers(type, out + t * 16, &w, n >= TOKENS ? bytes : NULL, block);
-        }
+        multiply_outliers(type, out, &w, n >= TOKENS ? bytes : NULL, x, x_stride, n, list);
         panel += bytes32 * (size_t)w.n32;
         x += sizeof(block_x8);
+        if (list) list++;
     }
 }
 
 #define TILE(name, type)                                                                                               \
-    static void name(float *out, const uint8_t *panel, const uint8_t *x, size_t x_stride, int n, int64_t columns) {    \
-        quantised_tile(type, out, panel, x, x_stride, n, columns);                                                     \
+    static void name(float *out, const uint8_t *panel, const uint8_t *x, size_t x_stride, int n, int64_t columns,      \
+                     const outlier_list *lists) {                                                                      \
+        quantised_tile(type, out, panel, x, x_stride, n, columns, lists);                                              \
     }
 TILE(tile_q4_0, PHI3C_Q4_0)
 TILE(tile_q4_1, PHI3C_Q4_1)

@@ -92,7 +92,7 @@ static void dot32(int32_t sum[2][16], int16_t w[32][16], const int8_t *q) {
 }
 
 /* A legacy super-block, 32 columns to a float scale (and min):
- * part = sum_s d_s (float)(sum_s << shift_s) [+ m_s (float)sum32_s], in order of s, each by one fused multiply-add. */
+ * part = sum_s d_s (float)(sum_s factor_s) [+ m_s (float)sum32_s], in order of s, each by one fused multiply-add. */
 INLINE void legacy_super(int type, float part[][16], const uint8_t *p, const block_x8 *const x[], int n, int n32) {
     int has_min = type == PHI3C_Q4_1 || type == PHI3C_Q5_1;
     memset(part, 0, (size_t)n * 16 * sizeof(float));
@@ -104,8 +104,8 @@ INLINE void legacy_super(int type, float part[][16], const uint8_t *p, const blo
             int32_t sum[2][16];
             dot32(sum, w, x[t]->q + 32 * s);
             for (int lane = 0; lane < 16; lane++) {
-                int32_t shifted = (sum[0][lane] + sum[1][lane]) * (1 << x[t]->shift[s]);
-                part[t][lane] = fmaf(scale_at(p + s * 32, lane), (float)shifted, part[t][lane]);
+                int32_t scaled = (sum[0][lane] + sum[1][lane]) * x[t]->factor[s];
+                part[t][lane] = fmaf(scale_at(p + s * 32, lane), (float)scaled, part[t][lane]);
                 if (has_min)
                     part[t][lane] = fmaf(scale_at(p + (n32 + s) * 32, lane), (float)x[t]->sum32[s], part[t][lane]);
             }
@@ -132,7 +132,7 @@ INLINE void k_super(int type, float part[][16], const uint8_t *p, const block_x8
             dot32(sum, w, x[t]->q + 32 * s);
             for (int lane = 0; lane < 16; lane++) {
                 int32_t scaled = sum[0][lane] * scale[0][lane] + sum[1][lane] * scale[1][lane];
-                total[t][lane] += scaled * (1 << x[t]->shift[s]);
+                total[t][lane] += scaled * x[t]->factor[s];
                 minsum[t][lane] += min[0][lane] * x[t]->sum16[2 * s] + min[1][lane] * x[t]->sum16[2 * s + 1];
             }
         }
@@ -219,7 +219,9 @@ INLINE void float_tile(int type, float *out, const uint8_t *panel, const uint8_t
 }
 
 #define TILE(name, kind, type)                                                                                         \
-    static void name(float *out, const uint8_t *panel, const uint8_t *x, size_t x_stride, int n, int64_t columns) {    \
+    static void name(float *out, const uint8_t *panel, const uint8_t *x, size_t x_stride, int n, int64_t columns,      \
+                     const outlier_list *lists) {                                                                      \
+        (void)lists; /* the same outliers as those of the blocks */                                                    \
         kind(type, out, panel, x, x_stride, n, columns);                                                               \
     }
 TILE(tile_f32, float_tile, PHI3C_F32)
@@ -274,23 +276,21 @@ static void quantize_plain(block_x8 *out, const float x[256]) {
     }
     if (largest < 0x1p-100f) return;
     out->d = largest / 1016.0f; /* 127 * 8 */
-    float scale = 127.0f / largest;
     for (int j = 0; j < 8; j++) {
-        int doublings = (group[j] * 2.0f <= largest) + (group[j] * 4.0f <= largest) + (group[j] * 8.0f <= largest);
-        float group_scale = scale * (float)(1 << doublings);
-        int sum[2] = {0, 0};
+        int factor = group_factor(group[j], largest), sum[2] = {0, 0};
+        float scale = group_scale(factor, largest);
         for (int i = 0; i < 32; i++) {
-            float q = x[32 * j + i] * group_scale;
+            float q = x[32 * j + i] * scale;
             q = (q + PHI3C_ROUND) - PHI3C_ROUND; /* to nearest, ties to even */
             out->q[32 * j + i] = (int8_t)q;
             sum[i / 16] += (int)q;
         }
-        out->shift[j] = 3 - doublings;
+        out->factor[j] = factor;
         out->nsum16[2 * j] = -sum[0];
         out->nsum16[2 * j + 1] = -sum[1];
         out->nsum32[j] = -(sum[0] + sum[1]);
-        out->sum16[2 * j] = (int16_t)(sum[0] * (1 << out->shift[j]));
-        out->sum16[2 * j + 1] = (int16_t)(sum[1] * (1 << out->shift[j]));
+        out->sum16[2 * j] = (int16_t)(sum[0] * factor);
+        out->sum16[2 * j + 1] = (int16_t)(sum[1] * factor);
         out->sum32[j] = (int16_t)(out->sum16[2 * j] + out->sum16[2 * j + 1]);
     }
 }

@@ -96,15 +96,21 @@ INLINE void float_tile(const int type, float *out, const uint8_t *panel, const u
     for (; n > 0; n--, x += x_stride, out += 16) float_tokens(type, 1, out, panel, x, x_stride, columns);
 }
 
-static void tile_f32(float *out, const uint8_t *panel, const uint8_t *x, size_t x_stride, int n, int64_t columns) {
+static void tile_f32(float *out, const uint8_t *panel, const uint8_t *x, size_t x_stride, int n, int64_t columns,
+                     const outlier_list *lists) {
+    (void)lists; /* of quantised rows */
     float_tile(PHI3C_F32, out, panel, x, x_stride, n, columns);
 }
 
-static void tile_f16(float *out, const uint8_t *panel, const uint8_t *x, size_t x_stride, int n, int64_t columns) {
+static void tile_f16(float *out, const uint8_t *panel, const uint8_t *x, size_t x_stride, int n, int64_t columns,
+                     const outlier_list *lists) {
+    (void)lists; /* of quantised rows */
     float_tile(PHI3C_F16, out, panel, x, x_stride, n, columns);
 }
 
-static void tile_bf16(float *out, const uint8_t *panel, const uint8_t *x, size_t x_stride, int n, int64_t columns) {
+static void tile_bf16(float *out, const uint8_t *panel, const uint8_t *x, size_t x_stride, int n, int64_t columns,
+                      const outlier_list *lists) {
+    (void)lists; /* of quantised rows */
     float_tile(PHI3C_BF16, out, panel, x, x_stride, n, columns);
 }
 
@@ -152,23 +158,21 @@ static void quantize_plain(block_x8 *out, const float x[256]) {
     }
     if (largest < 0x1p-100f) return;
     out->d = largest / 1016.0f;
-    float scale = 127.0f / largest;
     for (int j = 0; j < 8; j++) {
-        int doublings = (group[j] * 2.0f <= largest) + (group[j] * 4.0f <= largest) + (group[j] * 8.0f <= largest);
-        int shift = 3 - doublings, sum[2];
-        __m256 group_scale = _mm256_set1_ps(scale * (float)(1 << doublings));
+        int factor = group_factor(group[j], largest), sum[2];
+        __m256 scale = _mm256_set1_ps(group_scale(factor, largest));
         for (int i = 0; i < 2; i++) {
             const float *from = x + 32 * j + 16 * i;
-            __m256i q0 = _mm256_cvtps_epi32(_mm256_mul_ps(_mm256_loadu_ps(from), group_scale));
-            __m256i q1 = _mm256_cvtps_epi32(_mm256_mul_ps(_mm256_loadu_ps(from + 8), group_scale));
+            __m256i q0 = _mm256_cvtps_epi32(_mm256_mul_ps(_mm256_loadu_ps(from), scale));
+            __m256i q1 = _mm256_cvtps_epi32(_mm256_mul_ps(_mm256_loadu_ps(from + 8), scale));
             __m128i words0 = _mm_packs_epi32(_mm256_castsi256_si128(q0), upper(q0));
             __m128i words1 = _mm_packs_epi32(_mm256_castsi256_si128(q1), upper(q1));
             _mm_storeu_si128((__m128i *)(out->q + 32 * j + 16 * i), _mm_packs_epi16(words0, words1));
             sum[i] = sum_i32(_mm256_add_epi32(q0, q1));
             out->nsum16[2 * j + i] = -sum[i];
-            out->sum16[2 * j + i] = (int16_t)(sum[i] * (1 << shift));
+            out->sum16[2 * j + i] = (int16_t)(sum[i] * factor);
         }
-        out->shift[j] = shift;
+        out->factor[j] = factor;
         out->nsum32[j] = -(sum[0] + sum[1]);
         out->sum32[j] = (int16_t)(out->sum16[2 * j] + out->sum16[2 * j + 1]);
     }

@@ -109,7 +109,7 @@ INLINE void legacy_super(const int type, const int M, __m512 part[], const uint8
         __m512 d = load_halves(p + s * 32), m = has_min ? load_halves(p + n32 * 32 + s * 32) : d;
         UNROLL for (int t = 0; t < M; t++) {
             const block_x8 *block = token(x, x_stride, t);
-            sum[t] = _mm512_sllv_epi32(sum[t], broadcast32(&block->shift[s]));
+            sum[t] = _mm512_mullo_epi32(sum[t], broadcast32(&block->factor[s]));
             part[t] = _mm512_fmadd_ps(d, _mm512_cvtepi32_ps(sum[t]), part[t]);
             if (has_min) part[t] = _mm512_fmadd_ps(m, _mm512_set1_ps((float)block->sum32[s]), part[t]);
         }
@@ -123,6 +123,11 @@ INLINE void unpack_planes(uint8_t v[256], const uint8_t *planes) {
     _mm512_storeu_si512(v + 64, _mm512_or_si512(low_nibbles(low1), bits(high, 2, 4, 3)));
     _mm512_storeu_si512(v + 128, _mm512_or_si512(high_nibbles(low0), bits(high, 4, 4, 3)));
     _mm512_storeu_si512(v + 192, _mm512_or_si512(high_nibbles(low1), bits(high, 6, 4, 3)));
+}
+
+/* Integer scales, which fit int16, times the factor of group s: one vpmaddwd, as the upper half of a factor is 0. */
+INLINE __m512i times_factor(__m512i scale, const block_x8 *block, int s) {
+    return _mm512_madd_epi16(scale, broadcast32(&block->factor[s]));
 }
 
 /* q4_K, q5_K: two groups of 32 columns share a register of nibbles. */
@@ -154,8 +159,8 @@ INLINE void k32_super(const int type, const int M, __m512 part[], const uint8_t 
         __m512i mins = _mm512_cvtepu8_epi16(_mm256_loadu_si256((const __m256i *)(v + 128 + pair * 32)));
         UNROLL for (int t = 0; t < M; t++) {
             const block_x8 *block = token(x, x_stride, t);
-            low[t] = _mm512_sllv_epi32(_mm512_mullo_epi32(low[t], scale0), broadcast32(&block->shift[s]));
-            high[t] = _mm512_sllv_epi32(_mm512_mullo_epi32(high[t], scale1), broadcast32(&block->shift[s + 1]));
+            low[t] = _mm512_mullo_epi32(low[t], times_factor(scale0, block, s));
+            high[t] = _mm512_mullo_epi32(high[t], times_factor(scale1, block, s + 1));
             total[t] = _mm512_add_epi32(total[t], _mm512_add_epi32(low[t], high[t]));
             minsum[t] = _mm512_dpwssd_epi32(minsum[t], mins, broadcast32(&block->sum32[s]));
         }
@@ -187,8 +192,8 @@ INLINE void iq4_xs_super(const int M, __m512 part[], const uint8_t *p, const uin
             dot4(sum[t], w[g], token(x, x_stride, t)->q + 32 * s + 4 * g);
         __m512i scale = iq4_xs_scale(p, s);
         UNROLL for (int t = 0; t < M; t++) {
-            __m512i shift = broadcast32(&token(x, x_stride, t)->shift[s]);
-            total[t] = _mm512_add_epi32(total[t], _mm512_sllv_epi32(_mm512_mullo_epi32(sum[t], scale), shift));
+            __m512i factored = times_factor(scale, token(x, x_stride, t), s);
+            total[t] = _mm512_add_epi32(total[t], _mm512_mullo_epi32(sum[t], factored));
         }
     }
     __m512 d = load_halves(p);
@@ -241,7 +246,7 @@ INLINE void k16_super(const int type, const int M, __m512 part[], const uint8_t 
         UNROLL for (int t = 0; t < M; t++) {
             const block_x8 *block = token(x, x_stride, t);
             __m512i sum = _mm512_add_epi32(_mm512_mullo_epi32(first[t], scale0), _mm512_mullo_epi32(second[t], scale1));
-            total[t] = _mm512_add_epi32(total[t], _mm512_sllv_epi32(sum, broadcast32(&block->shift[s])));
+            total[t] = _mm512_add_epi32(total[t], _mm512_mullo_epi32(sum, broadcast32(&block->factor[s])));
             if (type == PHI3C_Q2_K) minsum[t] = _mm512_dpwssd_epi32(minsum[t], mins, broadcast32(&block->sum16[2 * s]));
         }
     }
@@ -458,7 +463,9 @@ INLINE void tile(const int type, float *out, const uint8_t *panel, const uint8_t
 }
 
 #define TILE(name, type)                                                                                               \
-    static void name(float *out, const uint8_t *panel, const uint8_t *x, size_t x_stride, int n, int64_t columns) {    \
+    static void name(float *out, const uint8_t *panel, const uint8_t *x, size_t x_stride, int n, int64_t columns,      \
+                     const outlier_list *lists) {                                                                      \
+        (void)lists; /* a few rows at a time, whose sums stay in registers, have theirs from their blocks */           \
         tile(type, out, panel, x, x_stride, n, columns);                                                               \
     }
 TILE(tile_f32, PHI3C_F32)
@@ -506,19 +513,17 @@ static void quantize_plain(block_x8 *out, const float x[256]) {
     }
     if (largest < 0x1p-100f) return;
     out->d = largest / 1016.0f;
-    float scale = 127.0f / largest;
     for (int j = 0; j < 8; j++) {
-        int doublings = (group[j] * 2.0f <= largest) + (group[j] * 4.0f <= largest) + (group[j] * 8.0f <= largest);
-        int shift = 3 - doublings, sum[2];
-        __m512 group_scale = _mm512_set1_ps(scale * (float)(1 << doublings));
+        int factor = group_factor(group[j], largest), sum[2];
+        __m512 scale = _mm512_set1_ps(group_scale(factor, largest));
         for (int i = 0; i < 2; i++) {
-            __m512i q = _mm512_cvtps_epi32(_mm512_mul_ps(_mm512_loadu_ps(x + 32 * j + 16 * i), group_scale));
+            __m512i q = _mm512_cvtps_epi32(_mm512_mul_ps(_mm512_loadu_ps(x + 32 * j + 16 * i), scale));
             _mm_storeu_si128((__m128i *)(out->q + 32 * j + 16 * i), _mm512_cvtepi32_epi8(q));
             sum[i] = _mm512_reduce_add_epi32(q);
             out->nsum16[2 * j + i] = -sum[i];
-            out->sum16[2 * j + i] = (int16_t)(sum[i] * (1 << shift));
+            out->sum16[2 * j + i] = (int16_t)(sum[i] * factor);
         }
-        out->shift[j] = shift;
+        out->factor[j] = factor;
         out->nsum32[j] = -(sum[0] + sum[1]);
         out->sum32[j] = (int16_t)(out->sum16[2 * j] + out->sum16[2 * j + 1]);
     }

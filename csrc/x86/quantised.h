@@ -140,7 +140,7 @@ INLINE void legacy_group(const int type, const int M, __m256 part[2][TOKENS], co
         const block_x8 *block = token(x, x_stride, t);
         __m256i v = sum[half][t];
         if (has_bias) v = _mm256_add_epi32(v, _mm256_slli_epi32(broadcast32(&block->nsum32[s]), bias));
-        v = _mm256_sllv_epi32(v, broadcast32(&block->shift[s]));
+        v = _mm256_mullo_epi32(v, broadcast32(&block->factor[s]));
         part[half][t] = _mm256_fmadd_ps(w->d[s][half], _mm256_cvtepi32_ps(v), part[half][t]);
         if (has_min) {
             __m256 sum32 = _mm256_set1_ps((float)block->sum32[s]);
@@ -161,11 +161,11 @@ INLINE void k_group(const int type, const int M, __m256i total[2][TOKENS], const
         scaled_dot(type, M, second, 4, 8, w->scale[2 * s + 1], w, bytes, base, j, x, x_stride);
     }
     UNROLL for (int t = 0; t < M; t++) {
-        __m256i shift = broadcast32(&token(x, x_stride, t)->shift[s]);
+        __m256i factor = broadcast32(&token(x, x_stride, t)->factor[s]);
         UNROLL for (int half = 0; half < 2; half++) {
             __m256i v = sum[half][t];
             if (!has_groups_of_32(type)) v = _mm256_add_epi32(v, second[half][t]);
-            total[half][t] = _mm256_add_epi32(total[half][t], _mm256_sllv_epi32(v, shift));
+            total[half][t] = _mm256_add_epi32(total[half][t], _mm256_mullo_epi32(v, factor));
             KEEP(total[half][t]);
         }
     }
@@ -248,55 +248,49 @@ INLINE __m256 float_weights(const int type, const super_block *w, const int half
     return _mm256_fnmadd_ps(w->m[0][half], _mm256_cvtepi32_ps(min), v);
 }
 
-/* out += a super-block times an outlier. */
-INLINE void multiply_outlier(const int type, float *out, const super_block *w, const uint8_t *bytes,
-                             outlier_x8 outlier) {
-    const uint32_t s = outlier.column / 32, c = outlier.column % 32, j = s % (uint32_t)groups_together(type);
+/* Weights of a column as floats. */
+INLINE void column_weights(const int type, __m256 v[2], const super_block *w, const uint8_t *bytes, uint32_t column) {
+    const uint32_t s = column / 32, c = column % 32, j = s % (uint32_t)groups_together(type);
     UNROLL for (int half = 0; half < 2; half++) {
         __m256i q = weights(type, w, bytes, half, (int)(s - j), (int)j, (int)(c / 4));
-        __m256 v = float_weights(type, w, half, byte_of(q, is_signed(type), c % 4), s, c);
-        float *sum = out + 8 * half;
-        _mm256_storeu_ps(sum, _mm256_fmadd_ps(v, _mm256_set1_ps(outlier.x), _mm256_loadu_ps(sum)));
+        v[half] = float_weights(type, w, half, byte_of(q, is_signed(type), c % 4), s, c);
     }
 }
 
-/* out[t] += a super-block times the outliers of n blocks, by column. Which blocks have one cannot be foreseen. So many
- * gather them first, without a branch for the first of a block. */
-INLINE void multiply_outliers(const int type, float *out, const super_block *w, const uint8_t *bytes, const uint8_t *x,
-                              size_t x_stride, int n) {
-    enum { MANY = 24 };
-    for (; n >= MANY; n -= MANY, out += MANY * 16, x += MANY * x_stride) {
-        uint32_t any = 0;
-        UNROLL for (int t = 0; t < MANY; t++) any |= token(x, x_stride, t)->n_outliers;
-        if (!any) continue;
-        struct {
-            float *out;
-            outlier_x8 outlier;
-        } found[MANY * MOST_OUTLIERS];
-        int n_found = 0;
-        for (int t = 0; t < MANY; t++) {
-            const block_x8 *block = token(x, x_stride, t);
-            found[n_found].out = out + t * 16;
-            found[n_found].outlier = block->outliers[0];
-            n_found += block->n_outliers > 0;
-            for (uint32_t i = 1; i < block->n_outliers; i++) {
-                found[n_found].out = out + t * 16;
-                found[n_found++].outlier = block->outliers[i];
-            }
-        }
-        for (int i = 0; i < n_found; i++) multiply_outlier(type, found[i].out, w, bytes, found[i].outlier);
+INLINE void add_column(float *out, const __m256 v[2], float x) {
+    UNROLL for (int half = 0; half < 2; half++) {
+        float *sum = out + 8 * half;
+        _mm256_storeu_ps(sum, _mm256_fmadd_ps(v[half], _mm256_set1_ps(x), _mm256_loadu_ps(sum)));
     }
-    for (int t = 0; t < n; t++, x += x_stride)
-        for (uint32_t i = 0; i < token(x, 0, 0)->n_outliers; i++)
-            multiply_outlier(type, out + t * 16, w, bytes, token(x, 0, 0)->outliers[i]);
+}
+
+/* out[t] += a super-block times the outliers of n blocks, by column. Rows tend to have them in the same columns. */
+INLINE void multiply_outliers(const int type, float *out, const super_block *w, const uint8_t *bytes, const uint8_t *x,
+                              size_t x_stride, int n, const outlier_list *list) {
+    __m256 v[2];
+    for (uint32_t i = 0; list && i < list->n;) {
+        const uint32_t column = list->outliers[i].column;
+        column_weights(type, v, w, bytes, column);
+        do {
+            add_column(out + list->outliers[i].row * 16, v, list->outliers[i].x);
+            i++;
+        } while (i < list->n && list->outliers[i].column == column);
+    }
+    for (int t = 0; !list && t < n; t++) {
+        const block_x8 *block = token(x, x_stride, t);
+        for (uint32_t i = 0; i < block->n_outliers; i++) {
+            column_weights(type, v, w, bytes, block->outliers[i].column);
+            add_column(out + t * 16, v, block->outliers[i].x);
+        }
+    }
 }
 
 typedef void outliers_tile(float *out, const super_block *w, const uint8_t *bytes, const uint8_t *x, size_t x_stride,
-                           int n);
+                           int n, const outlier_list *list);
 
 /* The blocks of n tokens, then their outliers. */
 INLINE void multiply_tokens(const int type, outliers_tile *multiply_outliers, float *out, const super_block *w,
-                            const uint8_t *bytes, const uint8_t *x, size_t x_stride, int n) {
+                            const uint8_t *bytes, const uint8_t *x, size_t x_stride, int n, const outlier_list *list) {
     int t = 0;
     for (; n - t >= TOKENS; t += TOKENS)
         multiply_blocks(type, TOKENS, out + t * 16, w, bytes, x + (size_t)t * x_stride, x_stride);
@@ -308,7 +302,7 @@ INLINE void multiply_tokens(const int type, outliers_tile *multiply_outliers, fl
         multiply_blocks(type, 2, rest, w, bytes, x_rest, x_stride);
     else if (n - t == 1)
         multiply_blocks(type, 1, rest, w, bytes, x_rest, x_stride);
-    multiply_outliers(out, w, bytes, x, x_stride, n);
+    multiply_outliers(out, w, bytes, x, x_stride, n, list);
 }
 
 /* The 256 six-bit numbers of a FIELD_SCALE or FIELD_SCALE_MIN, as bytes. */
@@ -391,7 +385,7 @@ INLINE int fetches_ahead(const int type, int n) {
 }
 
 INLINE void quantised_tile(const int type, outliers_tile *multiply_outliers, float *out, const uint8_t *panel,
-                           const uint8_t *x, size_t x_stride, int n, int64_t columns) {
+                           const uint8_t *x, size_t x_stride, int n, int64_t columns, const outlier_list *list) {
     const size_t bytes32 = phi3c_packed_bytes(type, 16, 256) / 8;
     const int many = has_high_plane(type) ? TOKENS : 2 * TOKENS; /* tokens that pay for unpacking first */
     memset(out, 0, (size_t)n * 16 * sizeof(float));
@@ -414,24 +408,26 @@ INLINE void quantised_tile(const int type, outliers_tile *multiply_outliers, flo
                 _mm_prefetch((const char *)panel + 2 * bytes32 * 8 + i, _MM_HINT_T1);
         if (n >= many) {
             unpack_weights(type, bytes, panel, w.n32);
-            multiply_tokens(type, multiply_outliers, out, &w, bytes, x, x_stride, n);
+            multiply_tokens(type, multiply_outliers, out, &w, bytes, x, x_stride, n, list);
         } else
-            multiply_tokens(type, multiply_outliers, out, &w, NULL, x, x_stride, n);
+            multiply_tokens(type, multiply_outliers, out, &w, NULL, x, x_stride, n, list);
         panel += bytes32 * (size_t)w.n32;
         x += sizeof(block_x8);
+        if (list) list++;
     }
 }
 
 #define TILE(name, type)                                                                                               \
     NOINLINE void name##_outliers(float *out, const super_block *w, const uint8_t *bytes, const uint8_t *x,            \
-                                  size_t x_stride, int n) {                                                            \
+                                  size_t x_stride, int n, const outlier_list *list) {                                  \
         if (bytes)                                                                                                     \
-            multiply_outliers(type, out, w, bytes, x, x_stride, n);                                                    \
+            multiply_outliers(type, out, w, bytes, x, x_stride, n, list);                                              \
         else                                                                                                           \
-            multiply_outliers(type, out, w, NULL, x, x_stride, n);                                                     \
+            multiply_outliers(type, out, w, NULL, x, x_stride, n, list);                                               \
     }                                                                                                                  \
-    static void name(float *out, const uint8_t *panel, const uint8_t *x, size_t x_stride, int n, int64_t columns) {    \
-        quantised_tile(type, name##_outliers, out, panel, x, x_stride, n, columns);                                    \
+    static void name(float *out, const uint8_t *panel, const uint8_t *x, size_t x_stride, int n, int64_t columns,      \
+                     const outlier_list *lists) {                                                                      \
+        quantised_tile(type, name##_outliers, out, panel, x, x_stride, n, columns, lists);                             \
     }
 TILE(tile_q4_0, PHI3C_Q4_0)
 TILE(tile_q4_1, PHI3C_Q4_1)

@@ -36,9 +36,11 @@ cdef extern from "phi3c.h" nogil:
     int phi3c_encode(uint8_t *out, int type, const uint8_t *data, int data_type, int64_t n, phi3c_pool *pool)
 
     size_t phi3c_x8_bytes(int64_t columns)
+    size_t phi3c_outlier_bytes(int64_t n, int64_t columns)
     ctypedef struct phi3c_activation:
         float *f32
         uint8_t *x8
+        uint8_t *outliers
         int64_t columns
     void phi3c_rms_norm(phi3c_activation out, const float *x, const float *weight, float eps, int64_t n,
                         phi3c_pool *pool)

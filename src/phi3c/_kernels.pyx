@@ -148,20 +148,23 @@ cdef class Activation(Rows):
     """Rows that matrices are multiplied with: floats and, kept in step, their quantised form."""
 
     cdef uint8_t *x8
+    cdef uint8_t *outliers
 
     def __cinit__(self, Py_ssize_t rows, Py_ssize_t columns, *args):
         if columns % 32:
             raise ValueError(f"{columns} columns: activations have a multiple of 32")
         self.x8 = <uint8_t *> c.phi3c_alloc(rows * c.phi3c_x8_bytes(columns))
-        if self.x8 == NULL:
+        self.outliers = <uint8_t *> c.phi3c_alloc(c.phi3c_outlier_bytes(rows, columns))
+        if self.x8 == NULL or self.outliers == NULL:
             raise MemoryError(f"cannot allocate {rows} x {columns} activations")
 
     def __dealloc__(self):
         c.phi3c_free(self.x8, self.rows * c.phi3c_x8_bytes(self.columns))
+        c.phi3c_free(self.outliers, c.phi3c_outlier_bytes(self.rows, self.columns))
 
     cdef c.phi3c_activation view(self) noexcept nogil:
         cdef c.phi3c_activation view
-        view.f32, view.x8, view.columns = self.f32, self.x8, self.columns
+        view.f32, view.x8, view.outliers, view.columns = self.f32, self.x8, self.outliers, self.columns
         return view
 
 

@@ -208,10 +208,10 @@ static void random_activation(float *x, int64_t columns, int kind) {
         switch (kind) {
         case 2: x[c] = 0.0f; break;
         case 3: x[c] = c == outlier ? 1000.0f : u * 0.01f; break;
-        case 4: x[c] = 1.0f; break; /* all codes 127 at the largest shift: every sum at its bound */
+        case 4: x[c] = 1.0f; break; /* all codes 127 at the largest factor: every sum at its bound */
         case 5: x[c] = -1.0f; break;
-        case 6: x[c] = c % 4 < 2 ? 2.5f : -2.5f; break;       /* both int16 sums of a lane at their bounds */
-        case 7: x[c] = u * (float)(1 << (c / 32 % 6)); break; /* every shift */
+        case 6: x[c] = c % 4 < 2 ? 2.5f : -2.5f; break; /* both int16 sums of a lane at their bounds */
+        case 7: x[c] = u * (float)(c / 256 % 2 ? 1 << (c / 32 % 6) : c / 32 % 8 + 1); break; /* every factor */
         case 8: x[c] = c / 16 % 2 ? -0.0f : (float)below(255) - 127.0f; break; /* ties and exact quotients */
         case 9: /* as many outliers as there can be, 25 of 256, and few */
             x[c] = c / 256 % 2                    ? u * (c % 96 == 7 ? 50.0f : 1.0f)
@@ -226,8 +226,6 @@ static void random_activation(float *x, int64_t columns, int kind) {
     if (kind == 12) x[outlier] = -INFINITY;
     if (kind == 13) x[outlier] = NAN;
 }
-
-static int64_t supers_of(int64_t columns) { return (columns + 255) / 256; }
 
 /* Quantise a row. What the kernel leaves of the memory is noise, as it is in use. */
 static block_x8 *quantised(const phi3c_kernels *kernels, uint8_t *x8, const float *x, int64_t columns) {
@@ -251,25 +249,24 @@ static int same_blocks(const block_x8 *a, const block_x8 *b, int64_t columns) {
 static double activation_at(const block_x8 *b, int c) {
     for (uint32_t i = 0; i < b->n_outliers; i++)
         if (b->outliers[i].column == (uint32_t)c) return (double)b->outliers[i].x;
-    return (double)(1 << b->shift[c / 32]) * b->d * b->q[c];
+    return (double)b->factor[c / 32] * b->d * b->q[c];
 }
 
 static void check_codes(const block_x8 *b, int something) {
     int sums = 1, codes = 1;
     for (int j = 0; j < 8; j++) {
-        int sum[2] = {0, 0}, shift = b->shift[j];
-        codes &= shift >= 0 && shift <= 3;
+        int sum[2] = {0, 0}, factor = b->factor[j];
+        codes &= something ? factor >= 1 && factor <= 8 : factor == 0;
         for (int i = 0; i < 32; i++) {
             int q = b->q[32 * j + i];
             sum[i / 16] += q;
             codes &= something ? q >= -127 : q == 0;
         }
-        sums &= b->nsum32[j] == -(sum[0] + sum[1]) && b->sum32[j] == (sum[0] + sum[1]) * (1 << shift);
-        for (int i = 0; i < 2; i++)
-            sums &= b->nsum16[2 * j + i] == -sum[i] && b->sum16[2 * j + i] == sum[i] * (1 << shift);
+        sums &= b->nsum32[j] == -(sum[0] + sum[1]) && b->sum32[j] == (sum[0] + sum[1]) * factor;
+        for (int i = 0; i < 2; i++) sums &= b->nsum16[2 * j + i] == -sum[i] && b->sum16[2 * j + i] == sum[i] * factor;
     }
     check(sums, "sums");
-    check(codes, "|q| <= 127, 0 for nothing, shift 0-3");
+    check(codes, "|q| <= 127, factor 1-8, both 0 for nothing");
 }
 
 static void check_block(const block_x8 *b, const float *x, int n) {
@@ -297,14 +294,16 @@ static void check_block(const block_x8 *b, const float *x, int n) {
     if (!something) return;
     check(fabs(b->d * 1016.0 - largest) <= 2 * EPS * largest, "scale %g for %g", (double)b->d, largest);
     for (int j = 0; j < n / 32; j++) {
-        double group = 0, step = (double)(1 << b->shift[j]) * b->d;
+        double group = 0, step = (double)b->factor[j] * b->d;
         for (int i = 32 * j; i < 32 * j + 32; i++) {
             double kept = activation_at(b, i);
             if (b->q[i] || kept == 0) group = fmax(group, fabsf(x[i]));
-            /* half a step, and the three roundings of 127 / largest, * 2^k and * x, each relative to q */
+            /* half a step, and the three roundings of 1016 / largest, / factor and * x, each relative to q */
             near &= fabs(x[i] - kept) <= step * (0.5 + 127 * 5 * EPS);
         }
-        check(b->shift[j] == 0 || group * (2 << (3 - b->shift[j])) > largest, "group %d could be finer", j);
+        check(group * 8 <= b->factor[j] * largest * (1 + 4 * EPS), "group %d is cut", j);
+        check(b->factor[j] == 1 || group * 8 >= (b->factor[j] - 1) * largest * (1 - 4 * EPS), "group %d could be finer",
+              j);
     }
     check(near, "activations are further than half a step away");
 }
@@ -369,6 +368,26 @@ static void check_encode(int t, int64_t columns, phi3c_pool *one, phi3c_pool *th
 
 enum { TOKENS = 13 };
 
+/* The outliers of n rows, in order. */
+static outlier_list *lists_of(const uint8_t *rows, size_t stride, int n, int64_t columns) {
+    outlier_list *lists = exactly((size_t)supers_of(columns) * sizeof *lists);
+    for (int64_t super = 0; super < supers_of(columns); super++) {
+        outlier_list *list = &lists[super];
+        list->n = 0;
+        for (uint32_t column = 0; column < 256; column++)
+            for (int row = 0; row < n; row++) {
+                const block_x8 *b = (const block_x8 *)(rows + (size_t)row * stride) + super;
+                for (uint32_t i = 0; i < b->n_outliers; i++) {
+                    if (b->outliers[i].column != column) continue;
+                    list->outliers[list->n].x = b->outliers[i].x;
+                    list->outliers[list->n].column = (uint16_t)column;
+                    list->outliers[list->n++].row = (uint16_t)row;
+                }
+            }
+    }
+    return lists;
+}
+
 /* A panel of rows of every kind times tokens of every kind. */
 static void check_tile(int t, int64_t columns, int round, phi3c_pool *pool) {
     int type = types[t].type;
@@ -384,14 +403,21 @@ static void check_tile(int t, int64_t columns, int round, phi3c_pool *pool) {
     }
     const uint8_t *input = is_float(type) ? (const uint8_t *)x : x8;
     size_t stride = is_float(type) ? x_bytes : x8_bytes;
-    scalar.tile[type](expected, panel, input, stride, TOKENS, columns);
+    scalar.tile[type](expected, panel, input, stride, TOKENS, columns, NULL);
 
     for (int n = 1; n <= TOKENS; n++) {
         uint8_t *rows = copy_of(input + (size_t)(TOKENS - n) * stride, (size_t)n * stride);
         float *got = exactly((size_t)n * 16 * 4);
-        tested.tile[type](got, panel, rows, stride, n, columns);
+        tested.tile[type](got, panel, rows, stride, n, columns, NULL);
         check(all_same(got, expected + (TOKENS - n) * 16, n * 16), "columns %d, %d tokens", (int)columns, n);
         digest_floats(got, n * 16);
+        if (!is_float(type)) {
+            outlier_list *lists = lists_of(rows, stride, n, columns);
+            tested.tile[type](got, panel, rows, stride, n, columns, lists);
+            check(all_same(got, expected + (TOKENS - n) * 16, n * 16), "columns %d, %d tokens, outliers sorted",
+                  (int)columns, n);
+            free(lists);
+        }
         free(got);
         free(rows);
     }
@@ -689,7 +715,7 @@ static phi3c_pool *new_pool(int n_threads) {
 
 static phi3c_activation new_activation(int64_t n, int64_t columns) {
     return (phi3c_activation){exactly((size_t)(n * columns) * 4), exactly((size_t)n * phi3c_x8_bytes(columns)),
-                              columns};
+                              exactly(phi3c_outlier_bytes(n, columns)), columns};
 }
 
 static block_x8 *blocks_of(phi3c_activation a, int64_t row) {
@@ -705,12 +731,13 @@ static int same_activation(phi3c_activation a, phi3c_activation b, int64_t n) {
 static void free_activation(phi3c_activation a) {
     free(a.f32);
     free(a.x8);
+    free(a.outliers);
 }
 
 /* Segments of several types, in panels that are not full, against one call of the scalar tile a panel. */
 static void check_matmul(void) {
     static const int segment_types[] = {10, 12, 1, 7}, segment_rows[] = {37, 20, 5, 16}; /* indices of `types` */
-    enum { SEGMENTS = 4, ROWS = 37 + 20 + 5 + 16, COLUMNS = 512, MAX_N = 53 };
+    enum { SEGMENTS = 4, ROWS = 37 + 20 + 5 + 16, COLUMNS = 512, MAX_N = 57 };
     phi3c_pool *one = new_pool(1);
     phi3c_segment segments[SEGMENTS];
     for (int s = 0; s < SEGMENTS; s++) {
@@ -723,8 +750,8 @@ static void check_matmul(void) {
         segments[s] = (phi3c_segment){type, segment_rows[s], panels};
         free(src);
     }
-    static const int batches[] = {1, 7, 24, 48, MAX_N};
-    for (int b = 0; b < 5; b++) {
+    static const int batches[] = {1, 7, 8, 48, 53, MAX_N}; /* up to 7 of 48 are not sorted */
+    for (int b = 0; b < 6; b++) {
         int n = batches[b];
         phi3c_activation x = new_activation(n, COLUMNS);
         for (int i = 0; i < n; i++) random_activation(x.f32 + i * COLUMNS, COLUMNS, i % USUAL_KINDS);
@@ -737,7 +764,7 @@ static void check_matmul(void) {
                 int type = segments[s].type;
                 const uint8_t *panel = segments[s].panels + phi3c_packed_bytes(type, r, COLUMNS);
                 scalar.tile[type](tile, panel, is_float(type) ? (uint8_t *)x.f32 : x.x8,
-                                  is_float(type) ? COLUMNS * 4 : phi3c_x8_bytes(COLUMNS), n, COLUMNS);
+                                  is_float(type) ? COLUMNS * 4 : phi3c_x8_bytes(COLUMNS), n, COLUMNS, NULL);
                 for (int i = 0; i < n; i++)
                     for (int l = 0; l < 16 && r + l < segment_rows[s]; l++)
                         expected[i * ROWS + row + r + l] = tile[i * 16 + l];
@@ -766,7 +793,7 @@ static void check_matmul(void) {
 /* Gate and up, in one segment or in two of different types, against phi3c_matmul and the scalar row kernel. */
 static void check_gate_up(int n_segments) {
     static const int segment_types[] = {10, 1};    /* indices of `types` */
-    enum { FFN = 352, COLUMNS = 512, MAX_N = 53 }; /* 22 panels */
+    enum { FFN = 352, COLUMNS = 512, MAX_N = 57 }; /* 22 panels */
     phi3c_pool *one = new_pool(1);
     phi3c_segment segments[2];
     int rows = 2 * FFN / n_segments;

@@ -56,6 +56,7 @@ typedef union {
 #define _mm512_add_epi32 emulated_add_epi32
 #define _mm512_sub_epi32 emulated_sub_epi32
 #define _mm512_mullo_epi32 emulated_mullo_epi32
+#define _mm512_madd_epi16 emulated_madd_epi16
 #define _mm512_max_epu32 emulated_max_epu32
 #define _mm512_sllv_epi32 emulated_sllv_epi32
 #define _mm512_srlv_epi32 emulated_srlv_epi32
@@ -212,6 +213,12 @@ static inline __m512i _mm512_sub_epi32(__m512i a, __m512i b) {
 static inline __m512i _mm512_mullo_epi32(__m512i a, __m512i b) {
     LANES a.u32[l] *= b.u32[l];
     return a;
+}
+
+static inline __m512i _mm512_madd_epi16(__m512i a, __m512i b) {
+    __m512i sum;
+    LANES sum.u32[l] = (uint32_t)(a.i16[2 * l] * b.i16[2 * l]) + (uint32_t)(a.i16[2 * l + 1] * b.i16[2 * l + 1]);
+    return sum;
 }
 
 static inline __m512i _mm512_max_epu32(__m512i a, __m512i b) {
