@@ -32,9 +32,9 @@ ORACLE_ERROR = 2e-4
 # is decided.
 DECIDED = 5 * 2**0.5
 
-# phi3c's own error of a logit over that noise; divergence goes with the square. The range of 32 values ends up
-# to an eighth of its block's beyond what it needs, which makes the scales of such random models 1.08 times as
-# coarse on average. The rest is chance: measured 1.01 to 1.15.
+# phi3c's own error of a logit over that noise; divergence goes with the square. The range of 32 values ends
+# up to an eighth of its block's beyond what it needs, which makes the scales of such random models 1.08 times
+# as coarse on average. The rest is chance: measured 1.01 to 1.15.
 NOISE_RATIO = 1.3
 
 
