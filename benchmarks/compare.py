@@ -267,22 +267,24 @@ def main() -> None:
     parser.add_argument("--tests", default=TESTS, help=f"default {TESTS}")
     args = parser.parse_args()
 
-    names = args.tests.split(",")
-    tests: dict[str, tuple[Test, int]] = {}
-    for name in names:
+    loads, tests = 0, dict[str, tuple[Test, int]]()
+    for name in args.tests.split(","):
         test, _, repetitions = name.partition(":")
-        if test != "load":
-            tests[test] = Test.parse(test), int(repetitions or args.repetitions)
+        n = int(repetitions or args.repetitions)
+        if test == "load":
+            loads = n
+        else:
+            tests[test] = Test.parse(test), n
     longest = max([BATCH, *(t.sequences * (t.depth + t.pp + t.tg) for t, _ in tests.values())])
     settings = {"path": args.model, "threads": args.threads, "longest": longest}
 
     print("| test | unit | phi3c | best peer | ratio (least-greatest) | " + "; ".join(PEERS) + " |")
     print("|---|---|---|---|---|---|")
-    if "load" in names:
+    if loads:
         load: dict[str, list[float]] = {name: [] for name in ["phi3c", "packed", *PEERS]}
         memory: dict[str, list[float]] = {name: [] for name in load}
         peak: dict[str, list[float]] = {name: [] for name in load}
-        for _ in rounds("load", args.repetitions):
+        for _ in rounds("load", loads):
             started = [("phi3c", sys.executable, settings)]
             if args.packed:
                 started.append(("packed", sys.executable, {**settings, "path": args.packed}))

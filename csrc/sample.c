@@ -33,9 +33,12 @@ static uint64_t weigh(uint64_t *weights, const float *logits, int32_t n, float m
         const int32_t count = n - begin < BLOCK ? n - begin : BLOCK;
         double p[BLOCK];
         phi3c_relative(p, logits + begin, count, max, temperature);
-        for (int32_t i = 0; i < count; i++) p[i] = p[i] * 0x1p44 + 0x1p52; /* the integer in the low bits */
-        memcpy(weights + begin, p, (size_t)count * sizeof *p);
-        for (int32_t i = 0; i < count; i++) sum += weights[begin + i] &= ((uint64_t)1 << 52) - 1;
+        for (int32_t i = 0; i < count; i++) {
+            double integer = p[i] * 0x1p44 + 0x1p52; /* in the low bits */
+            uint64_t bits;
+            memcpy(&bits, &integer, sizeof bits);
+            sum += weights[begin + i] = bits & (((uint64_t)1 << 52) - 1);
+        }
     }
     return sum;
 }
