@@ -255,6 +255,19 @@ def row(
     print(f"| {name} | {unit} | {mine} | {theirs} | {spread(ratios, '.2f')} | {others} |", flush=True)
 
 
+def parse_tests(names: str, repetitions: int) -> tuple[int, dict[str, tuple[Test, int]]]:
+    """How many loads, and tests by name with their rounds, out of 'load:3,pp512,tg32:1'."""
+    loads, tests = 0, dict[str, tuple[Test, int]]()
+    for name in names.split(","):
+        test, _, asked = name.partition(":")
+        rounds = int(asked or repetitions)
+        if test == "load":
+            loads = rounds
+        else:
+            tests[test] = Test.parse(test), rounds
+    return loads, tests
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="phi3c and llama.cpp by turns on the same file")
     parser.add_argument("model", metavar="MODEL.gguf")
@@ -267,14 +280,7 @@ def main() -> None:
     parser.add_argument("--tests", default=TESTS, help=f"default {TESTS}")
     args = parser.parse_args()
 
-    loads, tests = 0, dict[str, tuple[Test, int]]()
-    for name in args.tests.split(","):
-        test, _, repetitions = name.partition(":")
-        n = int(repetitions or args.repetitions)
-        if test == "load":
-            loads = n
-        else:
-            tests[test] = Test.parse(test), n
+    loads, tests = parse_tests(args.tests, args.repetitions)
     longest = max([BATCH, *(t.sequences * (t.depth + t.pp + t.tg) for t, _ in tests.values())])
     settings = {"path": args.model, "threads": args.threads, "longest": longest}
 
