@@ -77,7 +77,7 @@ static void sort_items(void *arg, int64_t first, int64_t last) {
     }
 }
 
-/* Before n rows are multiplied: theirs, once for all panels. */
+/* Before n rows are multiplied with any number of panels. */
 static void sort_all(phi3c_activation x, int64_t n, phi3c_pool *pool) {
     sort_job job = {x, n};
     int64_t tiles = n / TOKENS + (n % TOKENS >= SORTED);
@@ -132,7 +132,6 @@ static void run(float *out, const phi3c_segment *segments, int n_segments, phi3c
                 enum into into, phi3c_pool *pool) {
     matmul_job job = {out, segments, 0, x, n, into};
     int64_t n_panels = 0;
-    sort_all(x, n, pool);
     for (int i = 0; i < n_segments; i++) {
         assert(phi3c_kernel.tile[segments[i].type]);
         job.n_rows += segments[i].rows;
@@ -143,6 +142,7 @@ static void run(float *out, const phi3c_segment *segments, int n_segments, phi3c
 
 void phi3c_matmul(float *out, const phi3c_segment *segments, int n_segments, phi3c_activation x, int64_t n, int add,
                   phi3c_pool *pool) {
+    sort_all(x, n, pool);
     run(out, segments, n_segments, x, n, add ? ADD : PUT, pool);
 }
 
@@ -186,13 +186,13 @@ void phi3c_gate_up(phi3c_activation out, const phi3c_segment *segments, int n_se
         gate.rows = up.rows = out.columns;
         up.panels += phi3c_packed_bytes(up.type, up.rows, x.columns);
     }
+    sort_all(x, n, pool);
     if (n < TOKENS) {
         run(out.f32, &gate, 1, x, n, PUT, pool);
         run(out.f32, &up, 1, x, n, SILU_MUL, pool);
     } else {
         gate_up_job job = {out, &gate, &up, x, n};
         int64_t n_panels = panels_of(&gate);
-        sort_all(x, n, pool);
         phi3c_pool_run(pool, gate_up, &job, n_panels, grain(n_panels, PAIRS, pool));
     }
     phi3c_quantize(out, n, pool);

@@ -199,6 +199,6 @@ def test_perplexity_of_real_weights_last_thousand_tokens(shared: Path, tmp_path:
     windowed = with_window(path, tmp_path / "window.gguf", 256)
     for file, expected in ((windowed, logprobs[256]), (path, logprobs[None])):
         actual = last_logprobs(file, ids, WINDOW_SCORED)
-        # Rounded activations move a log-probability by some 0.07, so the mean of a thousand by 0.002.
+        # Rounded activations move a log-probability by some 0.05, so the mean of a thousand by 0.002.
         assert perplexity(actual) == pytest.approx(perplexity(expected), rel=0.01)
         assert np.corrcoef(actual, expected)[0, 1] > 0.999

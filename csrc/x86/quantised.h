@@ -268,15 +268,18 @@ INLINE void add_column(float *out, const __m256 v[2], float x) {
 INLINE void multiply_outliers(const int type, float *out, const super_block *w, const uint8_t *bytes, const uint8_t *x,
                               size_t x_stride, int n, const outlier_list *list) {
     __m256 v[2];
-    for (uint32_t i = 0; list && i < list->n;) {
-        const uint32_t column = list->outliers[i].column;
-        column_weights(type, v, w, bytes, column);
-        do {
-            add_column(out + list->outliers[i].row * 16, v, list->outliers[i].x);
-            i++;
-        } while (i < list->n && list->outliers[i].column == column);
+    if (list) {
+        for (uint32_t i = 0; i < list->n;) {
+            const uint32_t column = list->outliers[i].column;
+            column_weights(type, v, w, bytes, column);
+            do {
+                add_column(out + list->outliers[i].row * 16, v, list->outliers[i].x);
+                i++;
+            } while (i < list->n && list->outliers[i].column == column);
+        }
+        return;
     }
-    for (int t = 0; !list && t < n; t++) {
+    for (int t = 0; t < n; t++) {
         const block_x8 *block = token(x, x_stride, t);
         for (uint32_t i = 0; i < block->n_outliers; i++) {
             column_weights(type, v, w, bytes, block->outliers[i].column);

@@ -413,6 +413,7 @@ static void check_tile(int t, int64_t columns, int round, phi3c_pool *pool) {
         digest_floats(got, n * 16);
         if (!is_float(type)) {
             outlier_list *lists = lists_of(rows, stride, n, columns);
+            memset(got, 0xff, (size_t)n * 16 * 4); /* NaN */
             tested.tile[type](got, panel, rows, stride, n, columns, lists);
             check(all_same(got, expected + (TOKENS - n) * 16, n * 16), "columns %d, %d tokens, outliers sorted",
                   (int)columns, n);
