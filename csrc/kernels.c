@@ -40,6 +40,7 @@ static void take(phi3c_kernels *all, const phi3c_kernels *rung) {
     all->name = rung->name;
     for (int type = 0; type < PHI3C_N_TYPES; type++) {
         if (rung->tile[type]) all->tile[type] = rung->tile[type];
+        if (rung->pair[type]) all->pair[type] = rung->pair[type];
         if (rung->attend_tile[type]) all->attend_tile[type] = rung->attend_tile[type];
     }
     if (rung->quantize_row) all->quantize_row = rung->quantize_row;

@@ -42,7 +42,9 @@ enum { PEAK_ROUNDS = 8192 };
 /* What an instruction set leaves NULL it has from the one before it in the ladder. */
 typedef struct {
     const char *name;
-    phi3c_tile *tile[PHI3C_N_TYPES];               /* by type of the weights */
+    phi3c_tile *tile[PHI3C_N_TYPES]; /* by type of the weights */
+    phi3c_tile *pair[PHI3C_N_TYPES]; /* two panels, one behind the other, at once: out[(panel * n + t) * 16 + r]; for
+                                      * sorted outliers only; NULL where one panel at a time is as good */
     phi3c_attend_tile *attend_tile[PHI3C_N_TYPES]; /* by type of the cache */
     void (*quantize_row)(block_x8 *out, const float *x, int64_t columns);
     void (*rms_norm_row)(float *out, const float *x, const float *weight, float eps, int64_t columns);

@@ -21,19 +21,26 @@ typedef struct {
 
 static int64_t panels_of(const phi3c_segment *segment) { return (segment->rows + PHI3C_PANEL - 1) / PHI3C_PANEL; }
 
-/* tile[t - from][r] = row 16 `panel` + r of the segment times token t, for tokens [from, to). */
-static void multiply_panel(float tile[TOKENS * PHI3C_PANEL], const phi3c_segment *segment, int64_t panel,
-                           phi3c_activation x, int64_t from, int64_t to) {
+/* tile[i][t - from][r] = row 16 (panel + i) + r of the segment times token t, for n_panels panels and tokens
+ * [from, to). */
+static void multiply_panels(float *tile, const phi3c_segment *segment, int64_t panel, int64_t n_panels,
+                            phi3c_activation x, int64_t from, int64_t to) {
     int is_float = segment->type <= PHI3C_F16 || segment->type == PHI3C_BF16;
     const uint8_t *rows = is_float ? (const uint8_t *)x.f32 : x.x8;
     size_t stride = is_float ? (size_t)x.columns * 4 : phi3c_x8_bytes(x.columns);
-    const uint8_t *weights =
-        segment->panels + (size_t)panel * phi3c_packed_bytes(segment->type, PHI3C_PANEL, x.columns);
+    size_t bytes = phi3c_packed_bytes(segment->type, PHI3C_PANEL, x.columns);
+    const uint8_t *weights = segment->panels + (size_t)panel * bytes;
     const outlier_list *lists = !is_float && to - from >= SORTED
                                     ? (const outlier_list *)x.outliers + from / TOKENS * supers_of(x.columns)
                                     : NULL;
-    phi3c_kernel.tile[segment->type](tile, weights, rows + (size_t)from * stride, stride, (int)(to - from), x.columns,
-                                     lists);
+    phi3c_tile *one = phi3c_kernel.tile[segment->type], *two = lists ? phi3c_kernel.pair[segment->type] : NULL;
+    while (n_panels > 0) {
+        int64_t n = two && n_panels >= 2 ? 2 : 1;
+        (n == 2 ? two : one)(tile, weights, rows + (size_t)from * stride, stride, (int)(to - from), x.columns, lists);
+        tile += n * (to - from) * PHI3C_PANEL;
+        weights += (size_t)n * bytes;
+        n_panels -= n;
+    }
 }
 
 /* -- outliers --------------------------------------------------------------------------------------------- */
@@ -86,22 +93,26 @@ static void sort_all(phi3c_activation x, int64_t n, phi3c_pool *pool) {
 
 /* -- rows of panels --------------------------------------------------------------------------------------- */
 
-/* A panel for tokens [from, to), into the output from column `column` on. */
-static void multiply_into(const matmul_job *job, const phi3c_segment *segment, int64_t panel, int64_t column,
-                          int64_t from, int64_t to) {
-    float tile[TOKENS * PHI3C_PANEL];
-    int64_t rows = segment->rows - panel * PHI3C_PANEL;
-    if (rows > PHI3C_PANEL) rows = PHI3C_PANEL;
-    multiply_panel(tile, segment, panel, job->x, from, to);
-    for (int64_t t = from; t < to; t++) {
-        float *out = job->out + t * job->n_rows + column;
-        const float *result = tile + (t - from) * PHI3C_PANEL;
-        switch (job->into) {
-        case PUT: memcpy(out, result, (size_t)rows * 4); break;
-        case ADD:
-            for (int64_t r = 0; r < rows; r++) out[r] += result[r];
-            break;
-        case SILU_MUL: phi3c_kernel.silu_mul_row(out, out, result, rows);
+enum { TOGETHER = 2 }; /* panels that are multiplied before their products are stored */
+
+/* Panels for tokens [from, to), into the output from column `column` on. */
+static void multiply_into(const matmul_job *job, const phi3c_segment *segment, int64_t panel, int64_t n_panels,
+                          int64_t column, int64_t from, int64_t to) {
+    float tile[TOGETHER * TOKENS * PHI3C_PANEL];
+    const float *result = tile;
+    multiply_panels(tile, segment, panel, n_panels, job->x, from, to);
+    for (int64_t i = panel; i < panel + n_panels; i++, column += PHI3C_PANEL) {
+        int64_t rows = segment->rows - i * PHI3C_PANEL;
+        if (rows > PHI3C_PANEL) rows = PHI3C_PANEL;
+        for (int64_t t = from; t < to; t++, result += PHI3C_PANEL) {
+            float *out = job->out + t * job->n_rows + column;
+            switch (job->into) {
+            case PUT: memcpy(out, result, (size_t)rows * 4); break;
+            case ADD:
+                for (int64_t r = 0; r < rows; r++) out[r] += result[r];
+                break;
+            case SILU_MUL: phi3c_kernel.silu_mul_row(out, out, result, rows);
+            }
         }
     }
 }
@@ -111,20 +122,22 @@ static void multiply(void *arg, int64_t first, int64_t last) {
     for (int64_t from = 0; from < job->n; from += TOKENS) {
         int64_t to = from + TOKENS < job->n ? from + TOKENS : job->n;
         const phi3c_segment *segment = job->segments;
-        int64_t row = 0, base = 0; /* of the segment: first output row, first panel */
-        for (int64_t item = first; item < last; item++) {
+        int64_t row = 0, base = 0, n; /* of the segment: first output row, first panel */
+        for (int64_t item = first; item < last; item += n) {
             for (; item - base >= panels_of(segment); segment++) {
                 base += panels_of(segment);
                 row += segment->rows;
             }
-            multiply_into(job, segment, item - base, row + (item - base) * PHI3C_PANEL, from, to);
+            int64_t end = base + panels_of(segment) < last ? base + panels_of(segment) : last;
+            n = end - item < TOGETHER ? end - item : TOGETHER;
+            multiply_into(job, segment, item - base, n, row + (item - base) * PHI3C_PANEL, from, to);
         }
     }
 }
 
 /* Panels of a chunk: few enough to share evenly, enough, up to `most`, to be one long stream. */
 static int64_t grain(int64_t n_panels, int64_t most, phi3c_pool *pool) {
-    int64_t even = n_panels / (8 * phi3c_pool_size(pool));
+    int64_t even = n_panels / (8 * phi3c_pool_size(pool)) / TOGETHER * TOGETHER;
     return even < 1 ? 1 : even > most ? most : even;
 }
 
@@ -165,8 +178,8 @@ static void gate_up(void *arg, int64_t first, int64_t last) {
         int64_t to = from + TOKENS < job->n ? from + TOKENS : job->n, tile = (to - from) * PHI3C_PANEL;
         for (int64_t panel = first; panel < last; panel += PAIRS) {
             int64_t n = last - panel < PAIRS ? last - panel : PAIRS;
-            for (int64_t i = 0; i < n; i++) multiply_panel(gate + i * tile, job->gate, panel + i, job->x, from, to);
-            for (int64_t i = 0; i < n; i++) multiply_panel(up + i * tile, job->up, panel + i, job->x, from, to);
+            multiply_panels(gate, job->gate, panel, n, job->x, from, to);
+            multiply_panels(up, job->up, panel, n, job->x, from, to);
             phi3c_kernel.silu_mul_row(gate, gate, up, n * tile);
             for (int64_t t = 0; t < to - from; t++) {
                 float *out = job->out.f32 + (from + t) * job->out.columns + panel * PHI3C_PANEL;

@@ -388,35 +388,51 @@ static outlier_list *lists_of(const uint8_t *rows, size_t stride, int n, int64_t
     return lists;
 }
 
-/* A panel of rows of every kind times tokens of every kind. */
+/* Two panels at once give what each gives. */
+static void check_pair(int type, const uint8_t *panels, float expected[2][TOKENS * 16], const uint8_t *rows,
+                       size_t stride, int n, int64_t columns, const outlier_list *lists) {
+    float *got = exactly((size_t)n * 2 * 16 * 4);
+    memset(got, 0xff, (size_t)n * 2 * 16 * 4); /* NaN */
+    tested.pair[type](got, panels, rows, stride, n, columns, lists);
+    for (int i = 0; i < 2; i++)
+        check(all_same(got + i * n * 16, expected[i] + (TOKENS - n) * 16, n * 16),
+              "columns %d, %d tokens, panel %d of 2", (int)columns, n, i);
+    free(got);
+}
+
+/* Panels of rows of every kind times tokens of every kind. */
 static void check_tile(int t, int64_t columns, int round, phi3c_pool *pool) {
     int type = types[t].type;
     size_t n_bytes = row_bytes(type, columns), x8_bytes = phi3c_x8_bytes(columns), x_bytes = (size_t)columns * 4;
-    uint8_t *src = exactly(16 * n_bytes), *panel = exactly(phi3c_packed_bytes(type, 16, columns));
-    float *x = exactly(TOKENS * x_bytes), *expected = exactly(TOKENS * 16 * 4);
+    size_t panel_bytes = phi3c_packed_bytes(type, 16, columns);
+    uint8_t *src = exactly(32 * n_bytes), *panels = exactly(2 * panel_bytes);
+    float *x = exactly(TOKENS * x_bytes), expected[2][TOKENS * 16];
     uint8_t *x8 = exactly(TOKENS * x8_bytes);
-    for (int r = 0; r < 16; r++) random_row(src + (size_t)r * n_bytes, t, columns, (r + round) % BLOCK_KINDS);
-    phi3c_pack(panel, src, type, 16, columns, NULL, pool);
+    for (int r = 0; r < 32; r++) random_row(src + (size_t)r * n_bytes, t, columns, (r + r / 16 + round) % BLOCK_KINDS);
+    phi3c_pack(panels, src, type, 32, columns, NULL, pool);
+    uint8_t *panel = copy_of(panels, panel_bytes); /* of its own, so that a read beyond it is seen */
     for (int i = 0; i < TOKENS; i++) {
         random_activation(x + i * columns, columns, (i + round) % ROW_KINDS);
         quantised(&scalar, x8 + (size_t)i * x8_bytes, x + i * columns, columns);
     }
     const uint8_t *input = is_float(type) ? (const uint8_t *)x : x8;
     size_t stride = is_float(type) ? x_bytes : x8_bytes;
-    scalar.tile[type](expected, panel, input, stride, TOKENS, columns, NULL);
+    for (size_t i = 0; i < 2; i++)
+        scalar.tile[type](expected[i], panels + i * panel_bytes, input, stride, TOKENS, columns, NULL);
 
     for (int n = 1; n <= TOKENS; n++) {
         uint8_t *rows = copy_of(input + (size_t)(TOKENS - n) * stride, (size_t)n * stride);
         float *got = exactly((size_t)n * 16 * 4);
         tested.tile[type](got, panel, rows, stride, n, columns, NULL);
-        check(all_same(got, expected + (TOKENS - n) * 16, n * 16), "columns %d, %d tokens", (int)columns, n);
+        check(all_same(got, expected[0] + (TOKENS - n) * 16, n * 16), "columns %d, %d tokens", (int)columns, n);
         digest_floats(got, n * 16);
         if (!is_float(type)) {
             outlier_list *lists = lists_of(rows, stride, n, columns);
             memset(got, 0xff, (size_t)n * 16 * 4); /* NaN */
             tested.tile[type](got, panel, rows, stride, n, columns, lists);
-            check(all_same(got, expected + (TOKENS - n) * 16, n * 16), "columns %d, %d tokens, outliers sorted",
+            check(all_same(got, expected[0] + (TOKENS - n) * 16, n * 16), "columns %d, %d tokens, outliers sorted",
                   (int)columns, n);
+            if (tested.pair[type]) check_pair(type, panels, expected, rows, stride, n, columns, lists);
             free(lists);
         }
         free(got);
@@ -442,7 +458,7 @@ static void check_tile(int t, int64_t columns, int round, phi3c_pool *pool) {
              * super-block, one for each integer made a float, two an outlier; and three in dequantize_row. */
             double roundings = (double)columns / 4 + 3;
             if (!is_float(type)) roundings = 2.0 * 8 + 3.0 * (double)supers_of(columns) + 2 + 2 * n_outliers + 3;
-            double error = fabs(expected[i * 16 + r] - sum);
+            double error = fabs(expected[0][i * 16 + r] - sum);
             check(error <= roundings * (EPS * magnitude + TINY), "columns %d row %d: %g is off by %g of %g",
                   (int)columns, r, sum, error, magnitude);
         }
@@ -450,9 +466,9 @@ static void check_tile(int t, int64_t columns, int round, phi3c_pool *pool) {
     free(size);
     free(w);
     free(x8);
-    free(expected);
     free(x);
     free(panel);
+    free(panels);
     free(src);
 }
 

@@ -1,0 +1,680 @@
+/* SPDX-License-Identifier: MIT */
+/* Tiles of quantised weights in 512-bit registers.
+ *
+ * A lane is a row of the panel: a zmm register holds four columns of 16 rows, vpdpbusd multiplies them with four
+ * activations broadcast from memory, and no sum ever crosses lanes. Unpacking runs on other pipes than multiplying;
+ * every other multiplication takes a slot from vpdpbusd.
+ *
+ * Few tokens unpack weights as they multiply, up to FEW sharing a register of them. MANY and more go over two panels at
+ * once, whose super-blocks are unpacked to bytes first, 8 KB that stay in L1: Zen 5 starts two vpdpbusd and two loads a
+ * cycle, so that a broadcast has to serve two of them. 8 tokens and two panels are 16 sums (docs/performance.md). */
+#ifndef PHI3C_QUANTISED_AVX512_H
+#define PHI3C_QUANTISED_AVX512_H
+
+#include <immintrin.h>
+
+#include "../kernels.h"
+
+enum { FEW = 4, MANY = 8 };
+
+INLINE __m512i load(const uint8_t *p) { return _mm512_loadu_si512(p); }
+INLINE __m128i load16(const uint8_t *p) { return _mm_loadu_si128((const __m128i *)p); }
+INLINE __m512 load_halves(const uint8_t *p) { return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)p)); }
+INLINE __m512i low_nibbles(__m512i v) { return _mm512_and_si512(v, _mm512_set1_epi8(15)); }
+INLINE __m512i high_nibbles(__m512i v) { return low_nibbles(_mm512_srli_epi16(v, 4)); }
+
+INLINE __m512i shift_right(__m512i v, int count) { return _mm512_srlv_epi32(v, _mm512_set1_epi32(count)); }
+
+/* Bits `from` and up of every byte, moved to `to` and cut to mask. */
+INLINE __m512i bits(__m512i v, int from, int to, int mask) {
+    v = from > to ? _mm512_srli_epi16(v, (unsigned)(from - to)) : _mm512_slli_epi16(v, (unsigned)(to - from));
+    return _mm512_and_si512(v, _mm512_set1_epi8((char)(mask << to)));
+}
+
+/* 128 more than the values of the codes: unsigned, as vpdpbusd takes them. */
+INLINE __m512i iq4_lookup(__m512i codes) {
+    __m512i values = _mm512_broadcast_i32x4(load16((const uint8_t *)iq4_values));
+    return _mm512_shuffle_epi8(_mm512_xor_si512(values, _mm512_set1_epi8(-128)), codes);
+}
+
+INLINE __m512i broadcast32(const void *p) {
+    int32_t four;
+    memcpy(&four, p, 4);
+    return _mm512_set1_epi32(four);
+}
+
+/* Four columns of 16 rows times four activations, onto sums of 16 rows. */
+INLINE __m512i dot4(__m512i sum, __m512i weights, const int8_t *q) {
+    return _mm512_dpbusd_epi32(sum, weights, broadcast32(q));
+}
+
+/* Types whose scales and mins are six-bit numbers, in planes. */
+INLINE int has_planes(const int type) { return type == PHI3C_Q3_K || type == PHI3C_Q4_K || type == PHI3C_Q5_K; }
+INLINE const uint8_t *planes_of(const int type, const uint8_t *p) { return p + (type == PHI3C_Q3_K ? 32 : 64); }
+
+/* Of the K types: those with mins, and those whose groups have 32 columns, not 16. */
+INLINE int has_mins(const int type) { return type == PHI3C_Q2_K || type == PHI3C_Q4_K || type == PHI3C_Q5_K; }
+INLINE int has_groups_of_32(const int type) { return type == PHI3C_Q4_K || type == PHI3C_Q5_K || type == PHI3C_IQ4_XS; }
+
+/* Log2 of what the unsigned weights here exceed the signed ones by; 0 of the types with mins, which exceed by nothing.
+ */
+INLINE unsigned bias_bits(const int type) {
+    switch (type) {
+    case PHI3C_Q8_0:
+    case PHI3C_IQ4_NL:
+    case PHI3C_IQ4_XS: return 7;
+    case PHI3C_Q6_K: return 5;
+    case PHI3C_Q5_0: return 4;
+    case PHI3C_Q4_0: return 3;
+    case PHI3C_Q3_K: return 2;
+    default: return 0;
+    }
+}
+
+INLINE const block_x8 *token(const uint8_t *x, size_t x_stride, int t) {
+    return (const block_x8 *)(x + (size_t)t * x_stride);
+}
+
+/* 32 columns of a panel as 8 registers of unsigned weights; `s` counts groups of 32 in the super-block of n32. */
+INLINE void unpack32(const int type, __m512i w[8], const uint8_t *p, int s, int n32) {
+    const int half = s / 4, j = s % 4; /* of the K types: quarter j of a half block */
+    if (type == PHI3C_Q8_0) {
+        p += n32 * 32 + s * 512;
+        UNROLL for (int g = 0; g < 8; g++) w[g] = load(p + g * 64);
+    } else if (type == PHI3C_Q4_0 || type == PHI3C_Q4_1) {
+        p += n32 * (type == PHI3C_Q4_0 ? 32 : 64) + s * 256;
+        UNROLL for (int g = 0; g < 4; g++) {
+            __m512i v = load(p + g * 64);
+            w[g] = low_nibbles(v);
+            w[g + 4] = high_nibbles(v);
+        }
+    } else if (type == PHI3C_IQ4_NL || type == PHI3C_IQ4_XS) {
+        p += (type == PHI3C_IQ4_NL ? n32 * 32 : 32 + 32 + 64) + s * 256;
+        UNROLL for (int g = 0; g < 4; g++) {
+            __m512i v = load(p + g * 64);
+            w[g] = iq4_lookup(low_nibbles(v));
+            w[g + 4] = iq4_lookup(high_nibbles(v));
+        }
+    } else if (type == PHI3C_Q5_0 || type == PHI3C_Q5_1) {
+        const uint8_t *qh = p + n32 * (type == PHI3C_Q5_0 ? 32 : 64), *qs = qh + n32 * 64 + s * 256;
+        __m512i h = load(qh + s * 64);
+        UNROLL for (int g = 0; g < 4; g++) {
+            __m512i v = load(qs + g * 64);
+            w[g] = _mm512_or_si512(low_nibbles(v), bits(h, g, 4, 1));
+            w[g + 4] = _mm512_or_si512(high_nibbles(v), bits(h, g + 4, 4, 1));
+        }
+    } else if (type == PHI3C_Q4_K || type == PHI3C_Q5_K) {
+        const uint8_t *qh = p + 64 + 192, *qs = (type == PHI3C_Q5_K ? qh + 512 : qh) + s / 2 * 512;
+        UNROLL for (int g = 0; g < 8; g++) {
+            w[g] = s % 2 ? high_nibbles(load(qs + g * 64)) : low_nibbles(load(qs + g * 64));
+            if (type == PHI3C_Q5_K) w[g] = _mm512_or_si512(w[g], bits(load(qh + g * 64), s, 4, 1));
+        }
+    } else if (type == PHI3C_Q2_K) {
+        p += 64 + 256 + half * 512;
+        UNROLL for (int g = 0; g < 8; g++) w[g] = bits(load(p + g * 64), 2 * j, 0, 3);
+    } else if (type == PHI3C_Q3_K) {
+        const uint8_t *hmask = p + 32 + 192, *qs = hmask + 512 + half * 512;
+        UNROLL for (int g = 0; g < 8; g++) w[g] =
+            _mm512_or_si512(bits(load(qs + g * 64), 2 * j, 0, 3), bits(load(hmask + g * 64), s, 2, 1));
+    } else { /* Q6_K */
+        const uint8_t *qh = p + 32 + 256, *ql = qh + 1024 + half * 1024 + j % 2 * 512;
+        qh += half * 512;
+        UNROLL for (int g = 0; g < 8; g++) {
+            __m512i v = load(ql + g * 64);
+            w[g] = _mm512_or_si512(j < 2 ? low_nibbles(v) : high_nibbles(v), bits(load(qh + g * 64), 2 * j, 4, 3));
+        }
+    }
+}
+
+/* The 256 six-bit numbers of a FIELD_SCALE or FIELD_SCALE_MIN, as bytes. */
+INLINE void unpack_planes(uint8_t v[256], const uint8_t *planes) {
+    __m512i low0 = load(planes), low1 = load(planes + 64), high = load(planes + 128);
+    _mm512_storeu_si512(v, _mm512_or_si512(low_nibbles(low0), bits(high, 0, 4, 3)));
+    _mm512_storeu_si512(v + 64, _mm512_or_si512(low_nibbles(low1), bits(high, 2, 4, 3)));
+    _mm512_storeu_si512(v + 128, _mm512_or_si512(high_nibbles(low0), bits(high, 4, 4, 3)));
+    _mm512_storeu_si512(v + 192, _mm512_or_si512(high_nibbles(low1), bits(high, 6, 4, 3)));
+}
+
+/* Of a group of 32: 4 bits in scales_l, two in scales_h. */
+INLINE __m512i iq4_xs_scale(const uint8_t *p, int s) {
+    __m512i high = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)(p + 32)));
+    __m512i low = _mm512_cvtepu8_epi32(load16(p + 64 + s / 2 * 16));
+    high = _mm512_and_si512(shift_right(high, 2 * s), _mm512_set1_epi32(3));
+    low = _mm512_and_si512(shift_right(low, s % 2 * 4), _mm512_set1_epi32(15));
+    return _mm512_sub_epi32(_mm512_or_si512(low, _mm512_slli_epi32(high, 4)), _mm512_set1_epi32(32));
+}
+
+/* K types: integer scales of group g of 16 columns. planes: six-bit scales and mins, as bytes. */
+INLINE __m512i scale_of(const int type, const uint8_t *p, const uint8_t *planes, int g) {
+    switch (type) {
+    case PHI3C_Q6_K: return _mm512_cvtepi8_epi32(load16(p + 32 + g * 16));
+    case PHI3C_IQ4_XS: return iq4_xs_scale(p, g / 2);
+    case PHI3C_Q3_K: return _mm512_sub_epi32(_mm512_cvtepu8_epi32(load16(planes + g * 16)), _mm512_set1_epi32(32));
+    case PHI3C_Q2_K: /* min << 4 | scale */
+        return _mm512_and_si512(_mm512_cvtepu8_epi32(load16(p + 64 + g * 16)), _mm512_set1_epi32(15));
+    default: return _mm512_cvtepu8_epi32(load16(planes + g / 2 * 16));
+    }
+}
+
+/* Mins of groups 2 pair and 2 pair + 1, side by side as 16-bit numbers: of 16 columns (q2_K) or of 32. */
+INLINE __m512i pair_of_mins(const int type, const uint8_t *p, const uint8_t *planes, int pair) {
+    if (type != PHI3C_Q2_K)
+        return _mm512_cvtepu8_epi16(_mm256_loadu_si256((const __m256i *)(planes + 128 + pair * 32)));
+    __m512i even = _mm512_cvtepu8_epi32(load16(p + 64 + pair * 32));
+    __m512i odd = _mm512_cvtepu8_epi32(load16(p + 64 + pair * 32 + 16));
+    return _mm512_or_si512(_mm512_srli_epi32(even, 4), _mm512_slli_epi32(_mm512_srli_epi32(odd, 4), 16));
+}
+
+/* -- few tokens ------------------------------------------------------------------------------------------- */
+
+/* Legacy types: 32 columns, one float scale (and min). */
+INLINE void legacy_super(const int type, const int M, __m512 part[], const uint8_t *p, const uint8_t *x,
+                         size_t x_stride, int n32) {
+    const int has_min = type == PHI3C_Q4_1 || type == PHI3C_Q5_1;
+    UNROLL for (int t = 0; t < M; t++) part[t] = _mm512_setzero_ps();
+    for (int s = 0; s < n32; s++) {
+        __m512i w[8], sum[FEW];
+        unpack32(type, w, p, s, n32);
+        UNROLL for (int t = 0; t < M; t++) sum[t] =
+            has_min ? _mm512_setzero_si512()
+                    : _mm512_slli_epi32(broadcast32(&token(x, x_stride, t)->nsum32[s]), bias_bits(type));
+        UNROLL for (int g = 0; g < 8; g++) UNROLL for (int t = 0; t < M; t++) sum[t] =
+            dot4(sum[t], w[g], token(x, x_stride, t)->q + 32 * s + 4 * g);
+        __m512 d = load_halves(p + s * 32), m = has_min ? load_halves(p + n32 * 32 + s * 32) : d;
+        UNROLL for (int t = 0; t < M; t++) {
+            const block_x8 *block = token(x, x_stride, t);
+            sum[t] = _mm512_mullo_epi32(sum[t], broadcast32(&block->factor[s]));
+            part[t] = _mm512_fmadd_ps(d, _mm512_cvtepi32_ps(sum[t]), part[t]);
+            if (has_min) part[t] = _mm512_fmadd_ps(m, _mm512_set1_ps((float)block->sum32[s]), part[t]);
+        }
+    }
+}
+
+/* Integer scales, which fit int16, times the factor of group s: one vpmaddwd, as the upper half of a factor is 0. */
+INLINE __m512i times_factor(__m512i scale, const block_x8 *block, int s) {
+    return _mm512_madd_epi16(scale, broadcast32(&block->factor[s]));
+}
+
+/* q4_K, q5_K: two groups of 32 columns share a register of nibbles. */
+INLINE void k32_super(const int type, const int M, __m512 part[], const uint8_t *p, const uint8_t *x, size_t x_stride) {
+    const uint8_t *qh = p + 64 + 192, *qs = type == PHI3C_Q5_K ? qh + 512 : qh;
+    uint8_t v[256];
+    unpack_planes(v, p + 64);
+    __m512i total[FEW], minsum[FEW];
+    UNROLL for (int t = 0; t < M; t++) total[t] = minsum[t] = _mm512_setzero_si512();
+    UNROLL for (int pair = 0; pair < 4; pair++) {
+        const int s = 2 * pair;
+        __m512i low[FEW], high[FEW];
+        UNROLL for (int t = 0; t < M; t++) low[t] = high[t] = _mm512_setzero_si512();
+        UNROLL for (int g = 0; g < 8; g++) {
+            __m512i q = load(qs + pair * 512 + g * 64), w0 = low_nibbles(q), w1 = high_nibbles(q);
+            if (type == PHI3C_Q5_K) {
+                __m512i h = load(qh + g * 64);
+                w0 = _mm512_or_si512(w0, bits(h, s, 4, 1));
+                w1 = _mm512_or_si512(w1, bits(h, s + 1, 4, 1));
+            }
+            UNROLL for (int t = 0; t < M; t++) {
+                const int8_t *a = token(x, x_stride, t)->q + 32 * s + 4 * g;
+                low[t] = dot4(low[t], w0, a);
+                high[t] = dot4(high[t], w1, a + 32);
+            }
+        }
+        __m512i scale0 = scale_of(type, p, v, 2 * s), scale1 = scale_of(type, p, v, 2 * s + 2);
+        __m512i mins = pair_of_mins(type, p, v, pair);
+        UNROLL for (int t = 0; t < M; t++) {
+            const block_x8 *block = token(x, x_stride, t);
+            low[t] = _mm512_mullo_epi32(low[t], times_factor(scale0, block, s));
+            high[t] = _mm512_mullo_epi32(high[t], times_factor(scale1, block, s + 1));
+            total[t] = _mm512_add_epi32(total[t], _mm512_add_epi32(low[t], high[t]));
+            minsum[t] = _mm512_dpwssd_epi32(minsum[t], mins, broadcast32(&block->sum32[s]));
+        }
+    }
+    __m512 d = load_halves(p), dmin = load_halves(p + 32);
+    UNROLL for (int t = 0; t < M; t++) part[t] =
+        _mm512_fnmadd_ps(dmin, _mm512_cvtepi32_ps(minsum[t]), _mm512_mul_ps(d, _mm512_cvtepi32_ps(total[t])));
+}
+
+/* iq4_xs: groups of 32 columns, each as a block of iq4_nl. */
+INLINE void iq4_xs_super(const int M, __m512 part[], const uint8_t *p, const uint8_t *x, size_t x_stride) {
+    __m512i total[FEW];
+    UNROLL for (int t = 0; t < M; t++) total[t] = _mm512_setzero_si512();
+    UNROLL for (int s = 0; s < 8; s++) {
+        __m512i w[8], sum[FEW];
+        unpack32(PHI3C_IQ4_XS, w, p, s, 8);
+        UNROLL for (int t = 0; t < M; t++) sum[t] =
+            _mm512_slli_epi32(broadcast32(&token(x, x_stride, t)->nsum32[s]), 7);
+        UNROLL for (int g = 0; g < 8; g++) UNROLL for (int t = 0; t < M; t++) sum[t] =
+            dot4(sum[t], w[g], token(x, x_stride, t)->q + 32 * s + 4 * g);
+        __m512i scale = iq4_xs_scale(p, s);
+        UNROLL for (int t = 0; t < M; t++) {
+            __m512i factored = times_factor(scale, token(x, x_stride, t), s);
+            total[t] = _mm512_add_epi32(total[t], _mm512_mullo_epi32(sum[t], factored));
+        }
+    }
+    __m512 d = load_halves(p);
+    UNROLL for (int t = 0; t < M; t++) part[t] = _mm512_mul_ps(d, _mm512_cvtepi32_ps(total[t]));
+}
+
+/* q2_K, q3_K, q6_K: groups of 16 columns. */
+INLINE void k16_super(const int type, const int M, __m512 part[], const uint8_t *p, const uint8_t *x, size_t x_stride) {
+    uint8_t v[256];
+    if (has_planes(type)) unpack_planes(v, planes_of(type, p));
+    __m512i total[FEW], minsum[FEW];
+    UNROLL for (int t = 0; t < M; t++) total[t] = minsum[t] = _mm512_setzero_si512();
+    UNROLL for (int s = 0; s < 8; s++) {
+        __m512i w[8], first[FEW], second[FEW], mins = _mm512_setzero_si512();
+        unpack32(type, w, p, s, 8);
+        UNROLL for (int t = 0; t < M; t++) {
+            const block_x8 *block = token(x, x_stride, t);
+            first[t] = second[t] = _mm512_setzero_si512();
+            if (type != PHI3C_Q2_K) {
+                first[t] = _mm512_slli_epi32(broadcast32(&block->nsum16[2 * s]), bias_bits(type));
+                second[t] = _mm512_slli_epi32(broadcast32(&block->nsum16[2 * s + 1]), bias_bits(type));
+            }
+        }
+        UNROLL for (int g = 0; g < 4; g++) UNROLL for (int t = 0; t < M; t++) {
+            const int8_t *a = token(x, x_stride, t)->q + 32 * s + 4 * g;
+            first[t] = dot4(first[t], w[g], a);
+            second[t] = dot4(second[t], w[g + 4], a + 16);
+        }
+        __m512i scale0 = scale_of(type, p, v, 2 * s), scale1 = scale_of(type, p, v, 2 * s + 1);
+        if (type == PHI3C_Q2_K) mins = pair_of_mins(type, p, v, s);
+        UNROLL for (int t = 0; t < M; t++) {
+            const block_x8 *block = token(x, x_stride, t);
+            __m512i sum = _mm512_add_epi32(_mm512_mullo_epi32(first[t], scale0), _mm512_mullo_epi32(second[t], scale1));
+            total[t] = _mm512_add_epi32(total[t], _mm512_mullo_epi32(sum, broadcast32(&block->factor[s])));
+            if (type == PHI3C_Q2_K) minsum[t] = _mm512_dpwssd_epi32(minsum[t], mins, broadcast32(&block->sum16[2 * s]));
+        }
+    }
+    __m512 d = load_halves(p);
+    UNROLL for (int t = 0; t < M; t++) {
+        part[t] = _mm512_mul_ps(d, _mm512_cvtepi32_ps(total[t]));
+        if (type == PHI3C_Q2_K) part[t] = _mm512_fnmadd_ps(load_halves(p + 32), _mm512_cvtepi32_ps(minsum[t]), part[t]);
+    }
+}
+
+/* part[t] of M tokens in one super-block. */
+INLINE void super_block(const int type, const int M, __m512 part[], const uint8_t *p, const uint8_t *x, size_t x_stride,
+                        int n32) {
+    if (has_blocks_of_32(type))
+        legacy_super(type, M, part, p, x, x_stride, n32);
+    else if (type == PHI3C_Q4_K || type == PHI3C_Q5_K)
+        k32_super(type, M, part, p, x, x_stride);
+    else if (type == PHI3C_IQ4_XS)
+        iq4_xs_super(M, part, p, x, x_stride);
+    else
+        k16_super(type, M, part, p, x, x_stride);
+}
+
+/* Of column c in quads of columns: bits `from` and up of its bytes, cut to mask, as integers. */
+INLINE __m512i field(const uint8_t *quads, int c, int from, int mask) {
+    return _mm512_and_si512(shift_right(load(quads + c / 4 * 64), c % 4 * 8 + from), _mm512_set1_epi32(mask));
+}
+
+/* Unsigned weights in column c of group s, as integers. */
+INLINE __m512i column_weights(const int type, const uint8_t *p, int s, int c, int n32) {
+    const int half = s / 4, j = s % 4; /* of the K types: quarter j of a half block */
+    const uint8_t *qh;
+    __m512i low, high = _mm512_setzero_si512();
+    int high_bit = 4;
+    switch (type) {
+    case PHI3C_Q8_0: low = field(p + n32 * 32 + s * 512, c, 0, 255); break;
+    case PHI3C_Q4_0:
+    case PHI3C_Q4_1: low = field(p + n32 * (type == PHI3C_Q4_0 ? 32 : 64) + s * 256, c % 16, c / 16 * 4, 15); break;
+    case PHI3C_IQ4_NL:
+    case PHI3C_IQ4_XS:
+        low = iq4_lookup(field(p + (type == PHI3C_IQ4_NL ? n32 * 32 : 32 + 32 + 64) + s * 256, c % 16, c / 16 * 4, 15));
+        low = _mm512_and_si512(low, _mm512_set1_epi32(255));
+        break;
+    case PHI3C_Q5_0:
+    case PHI3C_Q5_1:
+        qh = p + n32 * (type == PHI3C_Q5_0 ? 32 : 64);
+        low = field(qh + n32 * 64 + s * 256, c % 16, c / 16 * 4, 15);
+        high = field(qh + s * 64, c % 4, c / 4, 1);
+        break;
+    case PHI3C_Q4_K: low = field(p + 64 + 192 + s / 2 * 512, c, s % 2 * 4, 15); break;
+    case PHI3C_Q5_K:
+        qh = p + 64 + 192;
+        low = field(qh + 512 + s / 2 * 512, c, s % 2 * 4, 15);
+        high = field(qh, c, s, 1);
+        break;
+    case PHI3C_Q6_K:
+        qh = p + 32 + 256;
+        low = field(qh + 1024 + half * 1024 + j % 2 * 512, c, j / 2 * 4, 15);
+        high = field(qh + half * 512, c, 2 * j, 3);
+        break;
+    case PHI3C_Q3_K:
+        qh = p + 32 + 192;
+        low = field(qh + 512 + half * 512, c, 2 * j, 3);
+        high = field(qh, c, s, 1);
+        high_bit = 2;
+        break;
+    default: /* Q2_K */ low = field(p + 64 + 256 + half * 512, c, 2 * j, 3);
+    }
+    high = _mm512_sllv_epi32(high, _mm512_set1_epi32(high_bit));
+    return _mm512_or_si512(low, high);
+}
+
+/* Unsigned weights q of column c of group s as signed floats; see float_weight_at in kernels_scalar.c. */
+INLINE __m512 float_weights(const int type, __m512i q, const uint8_t *p, const uint8_t *planes, int s, int c, int n32) {
+    if (bias_bits(type)) q = _mm512_sub_epi32(q, _mm512_set1_epi32(1 << bias_bits(type)));
+    if (has_blocks_of_32(type)) {
+        __m512 d = load_halves(p + s * 32), v = _mm512_cvtepi32_ps(q);
+        const int has_min = type == PHI3C_Q4_1 || type == PHI3C_Q5_1;
+        return has_min ? _mm512_fmadd_ps(d, v, load_halves(p + (n32 + s) * 32)) : _mm512_mul_ps(d, v);
+    }
+    const int group = 2 * s + c / 16; /* of 16 columns */
+    q = _mm512_mullo_epi32(q, scale_of(type, p, planes, group));
+    __m512 v = _mm512_mul_ps(load_halves(p), _mm512_cvtepi32_ps(q));
+    if (!has_mins(type)) return v;
+    const int of_pair = type == PHI3C_Q2_K ? group % 2 : s % 2, pair = type == PHI3C_Q2_K ? s : s / 2;
+    __m512i min = shift_right(pair_of_mins(type, p, planes, pair), of_pair * 16);
+    min = _mm512_and_si512(min, _mm512_set1_epi32(0xffff));
+    return _mm512_fnmadd_ps(load_halves(p + 32), _mm512_cvtepi32_ps(min), v);
+}
+
+/* sum[t] += a super-block times the outliers of M tokens, by column. */
+INLINE void outliers_of(const int type, int M, __m512 sum[], const uint8_t *p, const uint8_t *x, size_t x_stride,
+                        int n32) {
+    uint8_t planes[256];
+    if (has_planes(type)) unpack_planes(planes, planes_of(type, p));
+    for (int t = 0; t < M; t++) {
+        const block_x8 *block = token(x, x_stride, t);
+        for (uint32_t i = 0; i < block->n_outliers; i++) {
+            const uint32_t column = block->outliers[i].column;
+            const int s = (int)(column / 32), c = (int)(column % 32);
+            __m512 w = float_weights(type, column_weights(type, p, s, c, n32), p, planes, s, c, n32);
+            sum[t] = _mm512_fmadd_ps(w, _mm512_set1_ps(block->outliers[i].x), sum[t]);
+        }
+    }
+}
+
+/* The same, once for all tiles of a type. */
+NOINLINE void multiply_outliers(int type, int M, __m512 sum[], const uint8_t *p, const uint8_t *x, size_t x_stride,
+                                int n32) {
+    switch (type) {
+    case PHI3C_Q4_0: outliers_of(PHI3C_Q4_0, M, sum, p, x, x_stride, n32); break;
+    case PHI3C_Q4_1: outliers_of(PHI3C_Q4_1, M, sum, p, x, x_stride, n32); break;
+    case PHI3C_Q5_0: outliers_of(PHI3C_Q5_0, M, sum, p, x, x_stride, n32); break;
+    case PHI3C_Q5_1: outliers_of(PHI3C_Q5_1, M, sum, p, x, x_stride, n32); break;
+    case PHI3C_Q8_0: outliers_of(PHI3C_Q8_0, M, sum, p, x, x_stride, n32); break;
+    case PHI3C_Q2_K: outliers_of(PHI3C_Q2_K, M, sum, p, x, x_stride, n32); break;
+    case PHI3C_Q3_K: outliers_of(PHI3C_Q3_K, M, sum, p, x, x_stride, n32); break;
+    case PHI3C_Q4_K: outliers_of(PHI3C_Q4_K, M, sum, p, x, x_stride, n32); break;
+    case PHI3C_Q5_K: outliers_of(PHI3C_Q5_K, M, sum, p, x, x_stride, n32); break;
+    case PHI3C_Q6_K: outliers_of(PHI3C_Q6_K, M, sum, p, x, x_stride, n32); break;
+    case PHI3C_IQ4_NL: outliers_of(PHI3C_IQ4_NL, M, sum, p, x, x_stride, n32); break;
+    case PHI3C_IQ4_XS: outliers_of(PHI3C_IQ4_XS, M, sum, p, x, x_stride, n32); break;
+    }
+}
+
+/* M tokens against a panel of quantised weights. */
+INLINE void quantised_tokens(const int type, const int M, float *out, const uint8_t *panel, const uint8_t *x,
+                             size_t x_stride, int64_t columns) {
+    const size_t bytes32 = phi3c_packed_bytes(type, 16, 256) / 8;
+    __m512 sum[FEW], part[FEW];
+    UNROLL for (int t = 0; t < M; t++) sum[t] = _mm512_setzero_ps();
+    for (int64_t left = columns / 32; left > 0; left -= 8) {
+        int n32 = left < 8 ? (int)left : 8;
+        uint32_t any = 0;
+        super_block(type, M, part, panel, x, x_stride, n32);
+        UNROLL for (int t = 0; t < M; t++) {
+            const block_x8 *block = token(x, x_stride, t);
+            sum[t] = _mm512_fmadd_ps(part[t], _mm512_set1_ps(block->d), sum[t]);
+            any |= block->n_outliers;
+        }
+        if (any) multiply_outliers(type, M, sum, panel, x, x_stride, n32);
+        panel += bytes32 * (size_t)n32;
+        x += sizeof(block_x8);
+    }
+    UNROLL for (int t = 0; t < M; t++) _mm512_storeu_ps(out + t * 16, sum[t]);
+}
+
+/* A panel and any number of tokens, FEW, two or one at a time: every size more costs seconds of compile time. */
+INLINE void quantised_tile(const int type, float *out, const uint8_t *panel, const uint8_t *x, size_t x_stride, int n,
+                           int64_t columns) {
+    for (; n >= FEW; n -= FEW, x += FEW * x_stride, out += FEW * 16)
+        quantised_tokens(type, FEW, out, panel, x, x_stride, columns);
+    if (n & 2) {
+        quantised_tokens(type, 2, out, panel, x, x_stride, columns);
+        x += 2 * x_stride, out += 2 * 16;
+    }
+    if (n & 1) quantised_tokens(type, 1, out, panel, x, x_stride, columns);
+}
+
+/* -- many tokens ------------------------------------------------------------------------------------------ */
+
+/* gcc would otherwise broadcast an activation once for each panel, and the loads would take as long as twice as many
+ * multiplications. */
+#if defined(__GNUC__) && defined(__AVX512F__)
+#define KEEP(v) __asm__("" : "+v"(v))
+#else
+#define KEEP(v)
+#endif
+
+/* Super-blocks of two panels, made ready. */
+typedef struct {
+    const uint8_t *panel[2];
+    int n32;
+    uint8_t planes[2][256];     /* six-bit scales and mins, as bytes, of the types that have them */
+    uint8_t bytes[2][256 * 16]; /* unsigned weights, [4 columns][16 rows][4] */
+} super_blocks;
+
+INLINE void unpack_super(const int type, super_blocks *w, const int i, const uint8_t *panel) {
+    w->panel[i] = panel;
+    if (has_planes(type)) unpack_planes(w->planes[i], planes_of(type, panel));
+    UNROLL for (int s = 0; s < 8; s++) {
+        if (s == w->n32) break;
+        __m512i v[8];
+        unpack32(type, v, panel, s, w->n32);
+        UNROLL for (int g = 0; g < 8; g++) _mm512_storeu_si512(w->bytes[i] + s * 512 + g * 64, v[g]);
+    }
+}
+
+/* sum[i][t] += columns 4 from to 4 to - 1 of group s of panel i, times token t. */
+INLINE void dot(const int M, __m512i sum[2][MANY], const super_blocks *w, int s, const int from, const int to,
+                const uint8_t *x, size_t x_stride) {
+    UNROLL for (int g = from; g < to; g++) {
+        __m512i w0 = load(w->bytes[0] + s * 512 + g * 64), w1 = load(w->bytes[1] + s * 512 + g * 64);
+        UNROLL for (int t = 0; t < M; t++) {
+            __m512i a = broadcast32(token(x, x_stride, t)->q + 32 * s + 4 * g);
+            KEEP(a);
+            sum[0][t] = _mm512_dpbusd_epi32(sum[0][t], w0, a);
+            sum[1][t] = _mm512_dpbusd_epi32(sum[1][t], w1, a);
+        }
+    }
+}
+
+/* Where sums of M tokens begin so that they end as those of signed weights. */
+INLINE void begin(const int type, const int M, __m512i sum[2][MANY], const int32_t *negative_sum, size_t x_stride) {
+    UNROLL for (int t = 0; t < M; t++) {
+        sum[0][t] = _mm512_setzero_si512();
+        if (bias_bits(type)) {
+            const uint8_t *n = (const uint8_t *)negative_sum + (size_t)t * x_stride;
+            sum[0][t] = _mm512_slli_epi32(broadcast32(n), bias_bits(type));
+        }
+        sum[1][t] = sum[0][t];
+    }
+}
+
+/* Types of 32: part = the super-blocks times M blocks. */
+INLINE void legacy_parts(const int type, const int M, __m512 part[2][MANY], const super_blocks *w, const uint8_t *x,
+                         size_t x_stride) {
+    const int has_min = type == PHI3C_Q4_1 || type == PHI3C_Q5_1;
+    UNROLL for (int t = 0; t < M; t++) part[0][t] = part[1][t] = _mm512_setzero_ps();
+    for (int s = 0; s < w->n32; s++) {
+        __m512i sum[2][MANY];
+        begin(type, M, sum, &token(x, x_stride, 0)->nsum32[s], x_stride);
+        dot(M, sum, w, s, 0, 8, x, x_stride);
+        UNROLL for (int i = 0; i < 2; i++) {
+            __m512 d = load_halves(w->panel[i] + s * 32);
+            __m512 m = has_min ? load_halves(w->panel[i] + (w->n32 + s) * 32) : d;
+            UNROLL for (int t = 0; t < M; t++) {
+                const block_x8 *block = token(x, x_stride, t);
+                __m512i scaled = _mm512_mullo_epi32(sum[i][t], broadcast32(&block->factor[s]));
+                part[i][t] = _mm512_fmadd_ps(d, _mm512_cvtepi32_ps(scaled), part[i][t]);
+                if (has_min) part[i][t] = _mm512_fmadd_ps(m, _mm512_set1_ps((float)block->sum32[s]), part[i][t]);
+            }
+        }
+    }
+}
+
+/* K types, groups of 32: total += group s. */
+INLINE void k32_group(const int type, const int M, __m512i total[2][MANY], const super_blocks *w, int s,
+                      const uint8_t *x, size_t x_stride) {
+    __m512i sum[2][MANY];
+    begin(type, M, sum, &token(x, x_stride, 0)->nsum32[s], x_stride);
+    dot(M, sum, w, s, 0, 8, x, x_stride);
+    __m512i scale0 = scale_of(type, w->panel[0], w->planes[0], 2 * s);
+    __m512i scale1 = scale_of(type, w->panel[1], w->planes[1], 2 * s);
+    /* both panels' side by side, times a factor at once: scales of iq4_xs are negative too, up to 32 * 8 */
+    const __m512i both = _mm512_add_epi32(scale0, _mm512_slli_epi32(scale1, 16)), low = _mm512_set1_epi32(0xffff);
+    UNROLL for (int t = 0; t < M; t++) {
+        __m512i scaled = _mm512_mullo_epi32(both, broadcast32(&token(x, x_stride, t)->factor[s]));
+        if (type == PHI3C_IQ4_XS) {
+            scale0 = _mm512_srai_epi32(_mm512_slli_epi32(scaled, 16), 16);
+            scale1 = _mm512_srai_epi32(_mm512_sub_epi32(scaled, scale0), 16);
+        } else {
+            scale0 = _mm512_and_si512(scaled, low);
+            scale1 = _mm512_srli_epi32(scaled, 16);
+        }
+        total[0][t] = _mm512_add_epi32(total[0][t], _mm512_mullo_epi32(sum[0][t], scale0));
+        total[1][t] = _mm512_add_epi32(total[1][t], _mm512_mullo_epi32(sum[1][t], scale1));
+    }
+}
+
+/* K types, groups of 16: total += group s of 32. */
+INLINE void k16_group(const int type, const int M, __m512i total[2][MANY], const super_blocks *w, int s,
+                      const uint8_t *x, size_t x_stride) {
+    __m512i first[2][MANY], second[2][MANY];
+    begin(type, M, first, &token(x, x_stride, 0)->nsum16[2 * s], x_stride);
+    dot(M, first, w, s, 0, 4, x, x_stride);
+    UNROLL for (int i = 0; i < 2; i++) {
+        __m512i scale = scale_of(type, w->panel[i], w->planes[i], 2 * s);
+        UNROLL for (int t = 0; t < M; t++) first[i][t] = _mm512_mullo_epi32(first[i][t], scale);
+    }
+    begin(type, M, second, &token(x, x_stride, 0)->nsum16[2 * s + 1], x_stride);
+    dot(M, second, w, s, 4, 8, x, x_stride);
+    UNROLL for (int i = 0; i < 2; i++) {
+        __m512i scale = scale_of(type, w->panel[i], w->planes[i], 2 * s + 1);
+        UNROLL for (int t = 0; t < M; t++) {
+            __m512i sum = _mm512_add_epi32(first[i][t], _mm512_mullo_epi32(second[i][t], scale));
+            sum = _mm512_mullo_epi32(sum, broadcast32(&token(x, x_stride, t)->factor[s]));
+            total[i][t] = _mm512_add_epi32(total[i][t], sum);
+        }
+    }
+}
+
+/* K types: part = the super-blocks times M blocks. */
+INLINE void k_parts(const int type, const int M, __m512 part[2][MANY], const super_blocks *w, const uint8_t *x,
+                    size_t x_stride) {
+    const int n_pairs = type == PHI3C_Q2_K ? 8 : 4; /* of mins */
+    __m512i total[2][MANY];
+    UNROLL for (int t = 0; t < M; t++) total[0][t] = total[1][t] = _mm512_setzero_si512();
+    for (int s = 0; s < 8; s++) {
+        if (has_groups_of_32(type))
+            k32_group(type, M, total, w, s, x, x_stride);
+        else
+            k16_group(type, M, total, w, s, x, x_stride);
+    }
+    UNROLL for (int i = 0; i < 2; i++) {
+        __m512 d = load_halves(w->panel[i]), dmin = d;
+        __m512i mins[8];
+        if (has_mins(type)) {
+            dmin = load_halves(w->panel[i] + 32);
+            UNROLL for (int j = 0; j < n_pairs; j++) mins[j] = pair_of_mins(type, w->panel[i], w->planes[i], j);
+        }
+        UNROLL for (int t = 0; t < M; t++) {
+            const block_x8 *block = token(x, x_stride, t);
+            part[i][t] = _mm512_mul_ps(d, _mm512_cvtepi32_ps(total[i][t]));
+            if (!has_mins(type)) continue;
+            __m512i sum = _mm512_setzero_si512();
+            UNROLL for (int j = 0; j < n_pairs; j++) sum = _mm512_dpwssd_epi32(
+                sum, mins[j], broadcast32(type == PHI3C_Q2_K ? &block->sum16[2 * j] : &block->sum32[2 * j]));
+            part[i][t] = _mm512_fnmadd_ps(dmin, _mm512_cvtepi32_ps(sum), part[i][t]);
+        }
+    }
+}
+
+/* out[i * n + t] += the super-block of panel i times M blocks. */
+INLINE void multiply_blocks(const int type, const int M, float *out, int n, const super_blocks *w, const uint8_t *x,
+                            size_t x_stride) {
+    __m512 part[2][MANY];
+    if (has_blocks_of_32(type))
+        legacy_parts(type, M, part, w, x, x_stride);
+    else
+        k_parts(type, M, part, w, x, x_stride);
+    UNROLL for (int t = 0; t < M; t++) UNROLL for (int i = 0; i < 2; i++) {
+        float *sum = out + (i * n + t) * 16;
+        __m512 d = _mm512_set1_ps(token(x, x_stride, t)->d);
+        _mm512_storeu_ps(sum, _mm512_fmadd_ps(part[i][t], d, _mm512_loadu_ps(sum)));
+    }
+}
+
+/* out[t] += the super-block of panel i times the outliers of many tokens. */
+INLINE void multiply_list(const int type, float *out, const super_blocks *w, int i, const outlier_list *list) {
+    for (uint32_t j = 0; j < list->n;) {
+        const int column = list->outliers[j].column, s = column / 32, c = column % 32;
+        __m512i q = field(w->bytes[i], column, 0, 255);
+        __m512 v = float_weights(type, q, w->panel[i], w->planes[i], s, c, w->n32);
+        do {
+            float *sum = out + list->outliers[j].row * 16;
+            _mm512_storeu_ps(sum, _mm512_fmadd_ps(v, _mm512_set1_ps(list->outliers[j].x), _mm512_loadu_ps(sum)));
+            j++;
+        } while (j < list->n && list->outliers[j].column == column);
+    }
+}
+
+INLINE void quantised_pair(const int type, float *out, const uint8_t *panels, const uint8_t *x, size_t x_stride, int n,
+                           int64_t columns, const outlier_list *list) {
+    const size_t bytes32 = phi3c_packed_bytes(type, 16, 256) / 8, second = phi3c_packed_bytes(type, 16, columns);
+    memset(out, 0, (size_t)n * 2 * 16 * sizeof(float));
+    for (int64_t left = columns / 32; left > 0; left -= 8) {
+        super_blocks w; /* not cleared: 8 KB */
+        w.n32 = left < 8 ? (int)left : 8;
+        unpack_super(type, &w, 0, panels);
+        unpack_super(type, &w, 1, panels + second);
+        int t = 0;
+        for (; n - t >= 8; t += 8) multiply_blocks(type, 8, out + t * 16, n, &w, x + (size_t)t * x_stride, x_stride);
+        if (n & 4) {
+            multiply_blocks(type, 4, out + t * 16, n, &w, x + (size_t)t * x_stride, x_stride);
+            t += 4;
+        }
+        if (n & 2) {
+            multiply_blocks(type, 2, out + t * 16, n, &w, x + (size_t)t * x_stride, x_stride);
+            t += 2;
+        }
+        if (n & 1) multiply_blocks(type, 1, out + t * 16, n, &w, x + (size_t)t * x_stride, x_stride);
+        UNROLL for (int i = 0; i < 2; i++) multiply_list(type, out + i * n * 16, &w, i, list);
+        panels += bytes32 * (size_t)w.n32;
+        x += sizeof(block_x8);
+        list++;
+    }
+}
+
+/* -- a kernel for each type ------------------------------------------------------------------------------- */
+
+#define TILE(name, type)                                                                                               \
+    static void tile_##name(float *out, const uint8_t *panel, const uint8_t *x, size_t x_stride, int n,                \
+                            int64_t columns, const outlier_list *lists) {                                              \
+        (void)lists; /* of few rows, whose sums stay in registers: from their blocks */                                \
+        quantised_tile(type, out, panel, x, x_stride, n, columns);                                                     \
+    }                                                                                                                  \
+    static void pair_##name(float *out, const uint8_t *panels, const uint8_t *x, size_t x_stride, int n,               \
+                            int64_t columns, const outlier_list *lists) {                                              \
+        quantised_pair(type, out, panels, x, x_stride, n, columns, lists);                                             \
+    }
+TILE(q4_0, PHI3C_Q4_0)
+TILE(q4_1, PHI3C_Q4_1)
+TILE(q5_0, PHI3C_Q5_0)
+TILE(q5_1, PHI3C_Q5_1)
+TILE(q8_0, PHI3C_Q8_0)
+TILE(q2_K, PHI3C_Q2_K)
+TILE(q3_K, PHI3C_Q3_K)
+TILE(q4_K, PHI3C_Q4_K)
+TILE(q5_K, PHI3C_Q5_K)
+TILE(q6_K, PHI3C_Q6_K)
+TILE(iq4_nl, PHI3C_IQ4_NL)
+TILE(iq4_xs, PHI3C_IQ4_XS)
+
+#endif
