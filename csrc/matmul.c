@@ -95,11 +95,19 @@ static void sort_all(phi3c_activation x, int64_t n, phi3c_pool *pool) {
 
 enum { TOGETHER = 2 }; /* panels that are multiplied before their products are stored */
 
+/* Ask for where products of n panels and tokens [from, to) will be stored, before they are computed: these rows lie far
+ * apart, so that nothing else fetches them. 1.03 of a prompt of 512. */
+static void fetch_rows(const float *out, int64_t stride, int64_t n_panels, int64_t from, int64_t to) {
+    for (int64_t t = from; t < to; t++)
+        for (int64_t i = 0; i < n_panels; i++) prefetch(out + t * stride + i * PHI3C_PANEL);
+}
+
 /* Panels for tokens [from, to), into the output from column `column` on. */
 static void multiply_into(const matmul_job *job, const phi3c_segment *segment, int64_t panel, int64_t n_panels,
                           int64_t column, int64_t from, int64_t to) {
-    float tile[TOGETHER * TOKENS * PHI3C_PANEL];
+    _Alignas(64) float tile[TOGETHER * TOKENS * PHI3C_PANEL];
     const float *result = tile;
+    fetch_rows(job->out + column, job->n_rows, n_panels, from, to);
     multiply_panels(tile, segment, panel, n_panels, job->x, from, to);
     for (int64_t i = panel; i < panel + n_panels; i++, column += PHI3C_PANEL) {
         int64_t rows = segment->rows - i * PHI3C_PANEL;
@@ -173,11 +181,12 @@ typedef struct {
 /* Items are panels of gate, each with the panel of up that it is multiplied with: while their tiles are in L1. */
 static void gate_up(void *arg, int64_t first, int64_t last) {
     const gate_up_job *job = arg;
-    float gate[PAIRS * TOKENS * PHI3C_PANEL], up[PAIRS * TOKENS * PHI3C_PANEL];
+    _Alignas(64) float gate[PAIRS * TOKENS * PHI3C_PANEL], up[PAIRS * TOKENS * PHI3C_PANEL];
     for (int64_t from = 0; from < job->n; from += TOKENS) {
         int64_t to = from + TOKENS < job->n ? from + TOKENS : job->n, tile = (to - from) * PHI3C_PANEL;
         for (int64_t panel = first; panel < last; panel += PAIRS) {
             int64_t n = last - panel < PAIRS ? last - panel : PAIRS;
+            fetch_rows(job->out.f32 + panel * PHI3C_PANEL, job->out.columns, n, from, to);
             multiply_panels(gate, job->gate, panel, n, job->x, from, to);
             multiply_panels(up, job->up, panel, n, job->x, from, to);
             phi3c_kernel.silu_mul_row(gate, gate, up, n * tile);

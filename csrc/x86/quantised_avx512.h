@@ -456,8 +456,9 @@ INLINE void quantised_tile(const int type, float *out, const uint8_t *panel, con
 typedef struct {
     const uint8_t *panel[2];
     int n32;
-    uint8_t planes[2][256];     /* six-bit scales and mins, as bytes, of the types that have them */
-    uint8_t bytes[2][256 * 16]; /* unsigned weights, [4 columns][16 rows][4] */
+    uint8_t planes[2][256];                  /* six-bit scales and mins, as bytes, of the types that have them */
+    _Alignas(64) uint8_t bytes[2][256 * 16]; /* unsigned weights, [4 columns][16 rows][4] */
+    float minsums[2][PHI3C_TOKENS * 16];     /* of the K types with mins: sum of min * sum32 of a token */
 } super_blocks;
 
 INLINE void unpack_super(const int type, super_blocks *w, const int i, const uint8_t *panel) {
@@ -468,6 +469,25 @@ INLINE void unpack_super(const int type, super_blocks *w, const int i, const uin
         __m512i v[8];
         unpack32(type, v, panel, s, w->n32);
         UNROLL for (int g = 0; g < 8; g++) _mm512_storeu_si512(w->bytes[i] + s * 512 + g * 64, v[g]);
+    }
+}
+
+/* For all tokens in one go: their sums, which wait for nothing, are 5 % of the multiplications, and take twice as long
+ * behind those of the weights. */
+INLINE void multiply_mins(const int type, super_blocks *w, const uint8_t *x, size_t x_stride, int n) {
+    const int n_pairs = type == PHI3C_Q2_K ? 8 : 4;
+    __m512i mins[2][8];
+    UNROLL for (int i = 0; i < 2; i++) UNROLL for (int j = 0; j < n_pairs; j++) mins[i][j] =
+        pair_of_mins(type, w->panel[i], w->planes[i], j);
+    for (int t = 0; t < n; t++) {
+        const block_x8 *block = token(x, x_stride, t);
+        __m512i sum[2] = {_mm512_setzero_si512(), _mm512_setzero_si512()};
+        UNROLL for (int j = 0; j < n_pairs; j++) {
+            __m512i a = broadcast32(type == PHI3C_Q2_K ? &block->sum16[2 * j] : &block->sum32[2 * j]);
+            KEEP(a);
+            UNROLL for (int i = 0; i < 2; i++) sum[i] = _mm512_dpwssd_epi32(sum[i], mins[i][j], a);
+        }
+        UNROLL for (int i = 0; i < 2; i++) _mm512_storeu_ps(w->minsums[i] + t * 16, _mm512_cvtepi32_ps(sum[i]));
     }
 }
 
@@ -565,10 +585,9 @@ INLINE void k16_group(const int type, const int M, __m512i total[2][MANY], const
     }
 }
 
-/* K types: part = the super-blocks times M blocks. */
-INLINE void k_parts(const int type, const int M, __m512 part[2][MANY], const super_blocks *w, const uint8_t *x,
+/* K types: part = the super-blocks times M blocks, of tokens t0 and on. */
+INLINE void k_parts(const int type, const int M, __m512 part[2][MANY], const super_blocks *w, int t0, const uint8_t *x,
                     size_t x_stride) {
-    const int n_pairs = type == PHI3C_Q2_K ? 8 : 4; /* of mins */
     __m512i total[2][MANY];
     UNROLL for (int t = 0; t < M; t++) total[0][t] = total[1][t] = _mm512_setzero_si512();
     for (int s = 0; s < 8; s++) {
@@ -578,34 +597,27 @@ INLINE void k_parts(const int type, const int M, __m512 part[2][MANY], const sup
             k16_group(type, M, total, w, s, x, x_stride);
     }
     UNROLL for (int i = 0; i < 2; i++) {
-        __m512 d = load_halves(w->panel[i]), dmin = d;
-        __m512i mins[8];
-        if (has_mins(type)) {
-            dmin = load_halves(w->panel[i] + 32);
-            UNROLL for (int j = 0; j < n_pairs; j++) mins[j] = pair_of_mins(type, w->panel[i], w->planes[i], j);
-        }
+        __m512 d = load_halves(w->panel[i]), dmin = has_mins(type) ? load_halves(w->panel[i] + 32) : d;
         UNROLL for (int t = 0; t < M; t++) {
-            const block_x8 *block = token(x, x_stride, t);
             part[i][t] = _mm512_mul_ps(d, _mm512_cvtepi32_ps(total[i][t]));
             if (!has_mins(type)) continue;
-            __m512i sum = _mm512_setzero_si512();
-            UNROLL for (int j = 0; j < n_pairs; j++) sum = _mm512_dpwssd_epi32(
-                sum, mins[j], broadcast32(type == PHI3C_Q2_K ? &block->sum16[2 * j] : &block->sum32[2 * j]));
-            part[i][t] = _mm512_fnmadd_ps(dmin, _mm512_cvtepi32_ps(sum), part[i][t]);
+            __m512 minsum = _mm512_loadu_ps(w->minsums[i] + (t0 + t) * 16);
+            part[i][t] = _mm512_fnmadd_ps(dmin, minsum, part[i][t]);
         }
     }
 }
 
-/* out[i * n + t] += the super-block of panel i times M blocks. */
-INLINE void multiply_blocks(const int type, const int M, float *out, int n, const super_blocks *w, const uint8_t *x,
-                            size_t x_stride) {
+/* out[i * n + t] += the super-block of panel i times the blocks of M tokens from t0 on. */
+INLINE void multiply_blocks(const int type, const int M, float *out, int n, const super_blocks *w, int t0,
+                            const uint8_t *x, size_t x_stride) {
     __m512 part[2][MANY];
+    x += (size_t)t0 * x_stride;
     if (has_blocks_of_32(type))
         legacy_parts(type, M, part, w, x, x_stride);
     else
-        k_parts(type, M, part, w, x, x_stride);
+        k_parts(type, M, part, w, t0, x, x_stride);
     UNROLL for (int t = 0; t < M; t++) UNROLL for (int i = 0; i < 2; i++) {
-        float *sum = out + (i * n + t) * 16;
+        float *sum = out + (i * n + t0 + t) * 16;
         __m512 d = _mm512_set1_ps(token(x, x_stride, t)->d);
         _mm512_storeu_ps(sum, _mm512_fmadd_ps(part[i][t], d, _mm512_loadu_ps(sum)));
     }
@@ -632,19 +644,17 @@ INLINE void quantised_pair(const int type, float *out, const uint8_t *panels, co
     for (int64_t left = columns / 32; left > 0; left -= 8) {
         super_blocks w; /* not cleared: 8 KB */
         w.n32 = left < 8 ? (int)left : 8;
+        for (size_t i = 0; i < bytes32 * 8; i += 64) { /* the next super-blocks */
+            prefetch(panels + bytes32 * 8 + i);
+            prefetch(panels + second + bytes32 * 8 + i);
+        }
         unpack_super(type, &w, 0, panels);
         unpack_super(type, &w, 1, panels + second);
-        int t = 0;
-        for (; n - t >= 8; t += 8) multiply_blocks(type, 8, out + t * 16, n, &w, x + (size_t)t * x_stride, x_stride);
-        if (n & 4) {
-            multiply_blocks(type, 4, out + t * 16, n, &w, x + (size_t)t * x_stride, x_stride);
-            t += 4;
-        }
-        if (n & 2) {
-            multiply_blocks(type, 2, out + t * 16, n, &w, x + (size_t)t * x_stride, x_stride);
-            t += 2;
-        }
-        if (n & 1) multiply_blocks(type, 1, out + t * 16, n, &w, x + (size_t)t * x_stride, x_stride);
+        if (has_mins(type)) multiply_mins(type, &w, x, x_stride, n);
+        for (int t = 0; n - t >= 8; t += 8) multiply_blocks(type, 8, out, n, &w, t, x, x_stride);
+        if (n & 4) multiply_blocks(type, 4, out, n, &w, n & ~7, x, x_stride);
+        if (n & 2) multiply_blocks(type, 2, out, n, &w, n & ~3, x, x_stride);
+        if (n & 1) multiply_blocks(type, 1, out, n, &w, n & ~1, x, x_stride);
         UNROLL for (int i = 0; i < 2; i++) multiply_list(type, out + i * n * 16, &w, i, list);
         panels += bytes32 * (size_t)w.n32;
         x += sizeof(block_x8);
