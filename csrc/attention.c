@@ -3,6 +3,7 @@
 #include <assert.h>
 #include <math.h>
 
+#include "atomic.h"
 #include "expf.h"
 #include "kernels.h"
 #include "pool.h"
@@ -100,6 +101,12 @@ static void append_q8_0(uint8_t *kv, const float *k, const float *v, int slot, i
 
 /* -- rotate and append ------------------------------------------------------------------------------------ */
 
+/* What a cut of a query's pages leaves to the next, besides o. `done`, of the tile's first query: how many are. */
+typedef struct {
+    atomic_word done;
+    float max, sum;
+} handover;
+
 typedef struct {
     const phi3c_attention *a;
     float *qkv;
@@ -109,6 +116,9 @@ typedef struct {
     float *out;
     int64_t out_stride;
     int tokens, heads; /* of a query tile, at most */
+    int64_t n_tiles;
+    int cuts;            /* items that share the pages of a tile, one after the other */
+    handover *handovers; /* of (row, query head), where there are cuts */
 } attention_job;
 
 /* NeoX pairs: element j turns with element j + rope_dims / 2; elements beyond rope_dims stay as they are. */
@@ -215,22 +225,41 @@ static int64_t token_tiles(const attention_job *job, const phi3c_span *span) {
     return (span->n + job->tokens - 1) / job->tokens;
 }
 
-/* `heads` query heads from `head` on (of one kv head), for tokens [from, to) of a span. */
-static void attend_queries(const attention_job *job, const phi3c_span *span, int head, int heads, int from, int to) {
+static int first_page(const phi3c_attention *a, int position) {
+    return a->window && position >= a->window ? (position - a->window + 1) / PHI3C_TILE : 0;
+}
+
+static handover *handover_of(const attention_job *job, int64_t row, int head) {
+    return &job->handovers[row * job->a->head_count + head];
+}
+
+/* `heads` query heads from `head` on (of one kv head), for tokens [from, to) of a span: one cut of their pages, which
+ * takes up the running state where the cut before left it. Until the last, o lies in the rows of `out`. */
+static void attend_queries(const attention_job *job, const phi3c_span *span, int head, int heads, int from, int to,
+                           int cut) {
     const phi3c_attention *a = job->a;
     int hd = a->head_dim, n = (to - from) * heads, kv_head = head / (a->head_count / a->head_count_kv);
     float q[TILE_FLOATS], o[TILE_FLOATS], max[PHI3C_QUERIES], sum[PHI3C_QUERIES];
+    if (cut > 0) phi3c_pool_wait(&handover_of(job, span->row + from, head)->done, cut);
     for (int i = 0; i < n; i++) {
-        const float *row = job->qkv + (span->row + from + i / heads) * job->stride;
-        memcpy(q + i * hd, row + (head + i % heads) * hd, (size_t)hd * 4);
-        max[i] = -INFINITY;
-        sum[i] = 0.0f;
+        int64_t row = span->row + from + i / heads;
+        int h = head + i % heads;
+        memcpy(q + i * hd, job->qkv + row * job->stride + h * hd, (size_t)hd * 4);
+        if (cut > 0) {
+            memcpy(o + i * hd, job->out + row * job->out_stride + h * hd, (size_t)hd * 4);
+            max[i] = handover_of(job, row, h)->max;
+            sum[i] = handover_of(job, row, h)->sum;
+        } else {
+            memset(o + i * hd, 0, (size_t)hd * 4);
+            max[i] = -INFINITY;
+            sum[i] = 0.0f;
+        }
     }
-    memset(o, 0, (size_t)n * (size_t)hd * 4);
 
     int oldest = span->position + from, newest = span->position + to - 1; /* positions of the tile's queries */
-    int start = a->window && oldest >= a->window ? oldest - a->window + 1 : 0;
-    for (int page = start / PHI3C_TILE; page <= newest / PHI3C_TILE; page++) {
+    int start = first_page(a, oldest), n_pages = newest / PHI3C_TILE + 1 - start;
+    int stop = start + n_pages * (cut + 1) / job->cuts;
+    for (int page = start + n_pages * cut / job->cuts; page < stop; page++) {
         int first[PHI3C_QUERIES], last[PHI3C_QUERIES];
         int begin = n, end = 0; /* queries that see any key of this page: a run */
         for (int i = 0; i < n; i++) {
@@ -243,50 +272,89 @@ static void attend_queries(const attention_job *job, const phi3c_span *span, int
             }
         }
         const uint8_t *kv = kv_at(a, span->sequence, page * PHI3C_TILE, kv_head), *next = kv;
-        if (page < newest / PHI3C_TILE) next = kv_at(a, span->sequence, (page + 1) * PHI3C_TILE, kv_head);
+        if (page + 1 < stop) next = kv_at(a, span->sequence, (page + 1) * PHI3C_TILE, kv_head);
         phi3c_kernel.attend_tile[a->kv_type](max + begin, sum + begin, o + begin * hd, q + begin * hd, kv, next,
                                              first + begin, last + begin, end - begin, hd);
     }
+
+    int is_last = cut + 1 == job->cuts;
     for (int i = 0; i < n; i++) {
-        float *out = job->out + (span->row + from + i / heads) * job->out_stride + (head + i % heads) * hd;
-        for (int d = 0; d < hd; d++) out[d] = o[i * hd + d] / sum[i];
+        int64_t row = span->row + from + i / heads;
+        int h = head + i % heads;
+        float *out = job->out + row * job->out_stride + h * hd;
+        for (int d = 0; d < hd; d++) out[d] = is_last ? o[i * hd + d] / sum[i] : o[i * hd + d];
+        if (is_last) continue;
+        handover_of(job, row, h)->max = max[i];
+        handover_of(job, row, h)->sum = sum[i];
     }
+    if (!is_last) word_store(&handover_of(job, span->row + from, head)->done, cut + 1);
 }
 
-/* Items are (span, kv head, part of its group, tile of tokens), tokens fastest. */
+/* Items are (cut, span, kv head, part of its group, tile of tokens), tokens fastest: the first cuts of all tiles, then
+ * the second, so that a cut is mostly done before a thread gets to the next. */
 static void attend(void *arg, int64_t first, int64_t last) {
     const attention_job *job = arg;
     const phi3c_attention *a = job->a;
     int group = a->head_count / a->head_count_kv, most = job->heads, parts = (group + most - 1) / most;
-    const phi3c_span *span = job->spans;
-    int64_t base = 0; /* first item of the span */
     for (int64_t item = first; item < last; item++) {
-        while (item - base >= token_tiles(job, span) * a->head_count_kv * parts)
-            base += token_tiles(job, span++) * a->head_count_kv * parts;
-        int64_t tiles = token_tiles(job, span), part = (item - base) / tiles;
-        int from = (int)((item - base) % tiles) * job->tokens, to = from + job->tokens;
+        const phi3c_span *span = job->spans;
+        int64_t tile = item % job->n_tiles; /* of the span */
+        for (; tile >= token_tiles(job, span) * a->head_count_kv * parts; span++)
+            tile -= token_tiles(job, span) * a->head_count_kv * parts;
+        int64_t tiles = token_tiles(job, span), part = tile / tiles;
+        int from = (int)(tile % tiles) * job->tokens, to = from + job->tokens;
         int head = (int)(part / parts) * group + (int)(part % parts) * most;
         int heads = group - (int)(part % parts) * most;
-        attend_queries(job, span, head, heads < most ? heads : most, from, to < span->n ? to : span->n);
+        attend_queries(job, span, head, heads < most ? heads : most, from, to < span->n ? to : span->n,
+                       (int)(item / job->n_tiles));
     }
+}
+
+enum { MOST_CUTS = 8, MOST_HANDOVERS = 512 };
+
+/* How many cuts of each tile make threads finish soonest: 10 tiles on 8 threads are two rounds, in 4 cuts 5 rounds of a
+ * quarter. To hand over and to begin without a page fetched ahead takes 0.4 to 0.8 pages (docs/performance.md), here
+ * counted as one. Tiles of fewer pages than n_pages count like the others. */
+static int best_cuts(int64_t n_tiles, int n_pages, int n_threads) {
+    if (n_tiles <= n_threads) return 1;
+    int best = 1;
+    double least = INFINITY;
+    for (int cuts = 1; cuts <= MOST_CUTS; cuts++) {
+        int64_t rounds = (n_tiles * cuts + n_threads - 1) / n_threads;
+        double time = (double)rounds * ((double)n_pages / cuts + (cuts > 1 ? 1.0 : 0.0));
+        if (time >= least) continue;
+        least = time;
+        best = cuts;
+    }
+    return best;
 }
 
 void phi3c_attend(phi3c_activation out, const phi3c_attention *a, const float *qkv, const phi3c_span *spans,
                   int n_spans, phi3c_pool *pool) {
     int group = a->head_count / a->head_count_kv, most = most_queries(a->head_dim);
+    handover handovers[MOST_HANDOVERS];
     attention_job job = {.a = a, .qkv = (float *)qkv, .spans = spans, .out = out.f32, .out_stride = out.columns};
     job.stride = (int64_t)(a->head_count + 2 * a->head_count_kv) * a->head_dim;
     job.tokens = group < most ? most / group : 1;
-    int64_t n_tiles = 0, n_rows = 0; /* tiles of tokens, of each kv head */
+    job.handovers = handovers;
+    int64_t n_groups = 0, n_rows = 0; /* groups of heads, for each tile of tokens */
+    int n_pages = 0;                  /* of a token, at most */
     for (int i = 0; i < n_spans; i++) {
-        n_tiles += token_tiles(&job, &spans[i]) * a->head_count_kv;
+        int newest = spans[i].position + spans[i].n - 1, pages = newest / PHI3C_TILE + 1 - first_page(a, newest);
+        n_groups += token_tiles(&job, &spans[i]) * a->head_count_kv;
         n_rows += spans[i].n;
+        n_pages = pages > n_pages ? pages : n_pages;
     }
     /* Every part of a group reads its keys: so many parts that each has a thread of its own, else one. */
     int parts = 1;
-    while (parts < group && n_tiles * (parts + 1) <= phi3c_pool_size(pool)) parts++;
+    while (parts < group && n_groups * (parts + 1) <= phi3c_pool_size(pool)) parts++;
     int heads = (group + parts - 1) / parts;
     job.heads = heads < most ? heads : most;
-    phi3c_pool_run(pool, attend, &job, n_tiles * ((group + job.heads - 1) / job.heads), 1);
+    job.n_tiles = n_groups * ((group + job.heads - 1) / job.heads);
+    int64_t n_queries = n_rows * a->head_count;
+    job.cuts = n_queries <= MOST_HANDOVERS ? best_cuts(job.n_tiles, n_pages, phi3c_pool_size(pool)) : 1;
+    if (job.cuts > 1)
+        for (int64_t i = 0; i < n_queries; i++) word_store(&handovers[i].done, 0);
+    phi3c_pool_run(pool, attend, &job, job.n_tiles * job.cuts, 1);
     phi3c_quantize(out, n_rows, pool);
 }

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 /* The thread pool: a parallel-for whose items any thread may take, so that a thread which the operating system
- * has put aside delays a job by at most the one chunk it holds.
+ * has put aside delays a job by at most the one chunk it holds, and those that wait for it.
  *
  * `ticket` is (epoch << 32 | next chunk), changed by compare-and-swap only. A worker reads the ticket, then the
  * job, and the swap succeeds only if both still belong together: the caller marks the ticket CLOSED before it
@@ -42,6 +42,15 @@ static inline void cpu_pause(void) {
 #elif defined(_M_X64)
     _mm_pause();
 #endif
+}
+
+void phi3c_pool_wait(const atomic_word *word, int64_t least) {
+    for (int i = 0; word_load(word) < least; i++) {
+        if (i < SPINS)
+            cpu_pause();
+        else
+            thread_yield();
+    }
 }
 
 static uint64_t ticket_of(const phi3c_pool *pool) { return (uint64_t)word_load(&pool->ticket); }
@@ -110,12 +119,7 @@ void phi3c_pool_run(phi3c_pool *pool, phi3c_work *work, void *arg, int64_t n_ite
     word_store(&pool->ticket, (int64_t)(epoch << 32));
     wake_parked(pool);
     take_chunks(pool);
-    for (int i = 0; word_load(&pool->chunks_done) < n_chunks; i++) {
-        if (i < SPINS)
-            cpu_pause();
-        else
-            thread_yield();
-    }
+    phi3c_pool_wait(&pool->chunks_done, n_chunks);
     word_store(&pool->ticket, (int64_t)(epoch << 32 | CLOSED));
 }
 

@@ -507,6 +507,20 @@ def test_heads_shared_out_among_threads_give_the_same_bits(
             np.testing.assert_array_equal(bits(cut), bits(expected))
 
 
+@pytest.mark.parametrize("chunk", [529, 526])
+@pytest.mark.parametrize(("heads", "kv_heads"), [(9, 3), (20, 10)])
+@pytest.mark.parametrize("kv_type", KV_TYPES)
+def test_pages_shared_out_among_threads_give_the_same_bits(
+    kv_type: str, heads: int, kv_heads: int, chunk: int, isa: str
+) -> None:
+    """One token behind 529, or four behind 526: a head's pages are read by several threads in turn."""
+    attention = Attention(kv_type, heads, kv_heads, 32, 32, 0, 530)
+    whole = attention.run(530, 1)
+    for n_threads in (2, 4, 7, 8):
+        for cut, expected in zip(attention.run(chunk, n_threads), whole, strict=True):
+            np.testing.assert_array_equal(bits(cut), bits(expected))
+
+
 @pytest.mark.parametrize("poison", [np.nan, np.inf])
 @pytest.mark.parametrize("kv_type", KV_TYPES)
 def test_a_value_that_is_no_number_reaches_its_own_and_later_positions(

@@ -853,6 +853,61 @@ static void check_gate_up(int n_segments) {
     phi3c_pool_free(one);
 }
 
+/* A token behind many and some behind fewer, shared out among threads, against the scalar tile for one query a time. */
+static void check_attention(int window) {
+    enum { GROUP = 4, KV = 3, HEAD_DIM = 32, PAGES = 12, ROWS = 21 };
+    static const phi3c_span spans[] = {{0, 0, 1, 700, 0}, {1, 1, 20, 500, 0}};
+    static const int threads[] = {1, 2, 3, 4, 5, 7, 8, 16};
+    enum { COLUMNS = GROUP * KV * HEAD_DIM, QKV = (GROUP + 2) * KV * HEAD_DIM };
+    size_t kv_bytes = phi3c_kv_bytes(PHI3C_F16, HEAD_DIM);
+    uint8_t *pages[2 * PAGES];
+    int32_t table[2 * PAGES];
+    for (int i = 0; i < 2 * PAGES; i++) {
+        pages[i] = exactly(KV * kv_bytes);
+        table[i] = 2 * PAGES - 1 - i;
+        for (size_t j = 0; j < KV * kv_bytes / 32; j++) {
+            float x[16];
+            for (int l = 0; l < 16; l++) x[l] = normal();
+            scalar.to_f16((f16 *)pages[i] + 16 * j, x, 16);
+        }
+    }
+    phi3c_attention a = {GROUP * KV, KV, HEAD_DIM, HEAD_DIM, window, PHI3C_F16, 0, pages, table, PAGES};
+    float *qkv = exactly(ROWS * QKV * 4);
+    for (int i = 0; i < ROWS * QKV; i++) qkv[i] = normal();
+    phi3c_activation expected = new_activation(ROWS, COLUMNS);
+    for (int s = 0; s < 2; s++)
+        for (int i = 0; i < spans[s].n * GROUP * KV; i++) {
+            int row = spans[s].row + i / (GROUP * KV), head = i % (GROUP * KV),
+                position = spans[s].position + i / (GROUP * KV);
+            int low = window && position >= window ? position - window + 1 : 0;
+            float max = -INFINITY, sum = 0.0f, o[HEAD_DIM] = {0};
+            for (int p = low / PHI3C_TILE; p <= position / PHI3C_TILE; p++) {
+                const uint8_t *kv = pages[table[s * PAGES + p]] + (size_t)(head / GROUP) * kv_bytes;
+                int first = low > p * PHI3C_TILE ? low - p * PHI3C_TILE : 0, last = position + 1 - p * PHI3C_TILE;
+                if (last > PHI3C_TILE) last = PHI3C_TILE;
+                scalar.attend_tile[PHI3C_F16](&max, &sum, o, qkv + row * QKV + head * HEAD_DIM, kv, kv, &first, &last,
+                                              1, HEAD_DIM);
+            }
+            for (int d = 0; d < HEAD_DIM; d++) expected.f32[row * COLUMNS + head * HEAD_DIM + d] = o[d] / sum;
+        }
+    phi3c_pool *one = new_pool(1);
+    phi3c_quantize(expected, ROWS, one);
+    phi3c_pool_free(one);
+    for (int t = 0; t < 8; t++)
+        for (int n_spans = 1; n_spans <= 2; n_spans++) {
+            phi3c_pool *pool = new_pool(threads[t]);
+            phi3c_activation out = new_activation(ROWS, COLUMNS);
+            phi3c_attend(out, &a, qkv, spans, n_spans, pool);
+            check(same_activation(out, expected, n_spans == 1 ? 1 : ROWS), "window %d, %d spans, %d threads", window,
+                  n_spans, threads[t]);
+            free_activation(out);
+            phi3c_pool_free(pool);
+        }
+    free_activation(expected);
+    free(qkv);
+    for (int i = 0; i < 2 * PAGES; i++) free(pages[i]);
+}
+
 /* The operations that spread rows over a pool give what the row kernels give. */
 static void check_rows(void) {
     enum { N = 9, COLUMNS = 576 };
@@ -961,6 +1016,9 @@ static void check_isa(const char *isa) {
     check_gate_up(1);
     check_gate_up(2);
     report(isa, "phi3c_gate_up");
+    check_attention(0);
+    check_attention(600);
+    report(isa, "phi3c_attend");
     check_rows();
     report(isa, "rows over a pool");
     check_limits();
