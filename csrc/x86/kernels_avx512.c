@@ -190,7 +190,8 @@ typedef struct {
 } factor;
 
 enum { HALVES, Q8_KEYS, Q8_VALUES, FLOATS };
-enum { ROWS = 12 }; /* of a product, with 16 columns: 12 sums in registers */
+enum { ROWS = 12 }; /* of a product, with 32 columns: 24 sums in registers */
+enum { FEW_QUERIES = 6 };
 
 /* 16 columns, from c on, of row k. */
 INLINE __m512 factor16(const int kind, factor b, int k, int c) {
@@ -216,36 +217,38 @@ INLINE void multiply(const int kind, const int M, const int N, float *out, int o
     UNROLL for (int i = 0; i < M; i++) UNROLL for (int v = 0; v < N; v++) sum[i][v] =
         _mm512_loadu_ps(out + i * out_stride + 16 * v);
     for (int k = from; k < to; k++) {
+        __m512 row[6];
         if (kind != FLOATS) fetch(kind, N, b, k, c);
-        UNROLL for (int v = 0; v < N; v++) {
-            __m512 row = factor16(kind, b, k, c + 16 * v);
-            UNROLL for (int i = 0; i < M; i++) sum[i][v] =
-                _mm512_fmadd_ps(_mm512_set1_ps(a[i * a_stride + k]), row, sum[i][v]);
+        UNROLL for (int v = 0; v < N; v++) row[v] = factor16(kind, b, k, c + 16 * v);
+        UNROLL for (int i = 0; i < M; i++) {
+            __m512 x = _mm512_set1_ps(a[i * a_stride + k]);
+            KEEP(x);
+            UNROLL for (int v = 0; v < N; v++) sum[i][v] = _mm512_fmadd_ps(x, row[v], sum[i][v]);
         }
     }
     UNROLL for (int i = 0; i < M; i++) UNROLL for (int v = 0; v < N; v++)
         _mm512_storeu_ps(out + i * out_stride + 16 * v, sum[i][v]);
 }
 
-/* The same for 16 columns of floats and any number of rows up to ROWS. */
-static void multiply_floats(int rows, float *out, int out_stride, const float *a, int a_stride, const float *b,
-                            int from, int to) {
-    factor floats = {(const uint8_t *)b, NULL, NULL, 16};
+/* The same for any number of rows up to ROWS, from a slice of floats. */
+INLINE void multiply_slice(const int N, int rows, float *out, int out_stride, const float *a, int a_stride,
+                           const float *slice, int from, int to) {
+    factor floats = {(const uint8_t *)slice, NULL, NULL, 16 * N};
     if (rows == ROWS) {
-        multiply(FLOATS, ROWS, 1, out, out_stride, a, a_stride, floats, 0, from, to);
+        multiply(FLOATS, ROWS, N, out, out_stride, a, a_stride, floats, 0, from, to);
         return;
     }
     for (; rows >= 4; rows -= 4, out += 4 * out_stride, a += 4 * a_stride)
-        multiply(FLOATS, 4, 1, out, out_stride, a, a_stride, floats, 0, from, to);
+        multiply(FLOATS, 4, N, out, out_stride, a, a_stride, floats, 0, from, to);
     for (; rows > 0; rows--, out += out_stride, a += a_stride)
-        multiply(FLOATS, 1, 1, out, out_stride, a, a_stride, floats, 0, from, to);
+        multiply(FLOATS, 1, N, out, out_stride, a, a_stride, floats, 0, from, to);
 }
 
-/* slice[k][0..15] = b[k][c..c + 15] for from <= k < to */
-INLINE void to_floats(const int kind, float *slice, factor b, int c, int from, int to) {
+/* slice[k][v] = b[k][c + v] for from <= k < to and N times 16 columns */
+INLINE void to_floats(const int kind, const int N, float *slice, factor b, int c, int from, int to) {
     for (int k = from; k < to; k++) {
-        fetch(kind, 1, b, k, c);
-        _mm512_storeu_ps(slice + 16 * k, factor16(kind, b, k, c));
+        fetch(kind, N, b, k, c);
+        UNROLL for (int v = 0; v < N; v++) _mm512_storeu_ps(slice + 16 * (N * k + v), factor16(kind, b, k, c + 16 * v));
     }
 }
 
@@ -292,64 +295,110 @@ static void softmax(float *max, float *sum, float *o, float (*p)[PHI3C_TILE], co
     }
 }
 
-/* One query: the page is read once, as it is, a dimension of all keys and a whole value at a time. */
-INLINE void attend_one(const int keys_kind, const int values_kind, float *max, float *sum, float *o, const float *q,
-                       factor keys, factor values, int first, int last, int head_dim) {
-    float p[1][PHI3C_TILE] = {{0}};
-    multiply(keys_kind, 1, 4, p[0], 0, q, 0, keys, 0, 0, head_dim);
-    softmax(max, sum, o, p, &first, &last, 1, head_dim);
+/* M queries that see the same keys: the page is read once, as it is, a dimension of all keys and a value at a time. */
+INLINE void attend_m(const int keys_kind, const int values_kind, const int M, float *max, float *sum, float *o,
+                     const float *q, factor keys, factor values, const int *first, const int *last, int head_dim) {
+    float p[FEW_QUERIES][PHI3C_TILE];
+    memset(p, 0, (size_t)M * sizeof p[0]);
+    multiply(keys_kind, M, 4, p[0], PHI3C_TILE, q, head_dim, keys, 0, 0, head_dim);
+    softmax(max, sum, o, p, first, last, M, head_dim);
     int d = 0;
-    if (head_dim % 96 == 0)
-        for (; d < head_dim; d += 96) multiply(values_kind, 1, 6, o + d, 0, p[0], 0, values, d, first, last);
-    for (; head_dim - d >= 64; d += 64) multiply(values_kind, 1, 4, o + d, 0, p[0], 0, values, d, first, last);
-    for (; d < head_dim; d += 16) multiply(values_kind, 1, 1, o + d, 0, p[0], 0, values, d, first, last);
+    if (M == 1 && head_dim % 96 == 0)
+        for (; d < head_dim; d += 96)
+            multiply(values_kind, M, 6, o + d, head_dim, p[0], PHI3C_TILE, values, d, *first, *last);
+    for (; head_dim - d >= 64; d += 64)
+        multiply(values_kind, M, 4, o + d, head_dim, p[0], PHI3C_TILE, values, d, *first, *last);
+    for (; d < head_dim; d += 16)
+        multiply(values_kind, M, 1, o + d, head_dim, p[0], PHI3C_TILE, values, d, *first, *last);
 }
 
-/* Several queries: 16 columns of keys or values become floats once for all of them. */
+/* The same for up to FEW_QUERIES: one token's heads of a group, or of one head. */
+INLINE void attend_few(const int k, const int v, float *max, float *sum, float *o, const float *q, factor keys,
+                       factor values, const int *first, const int *last, int n, int head_dim) {
+    switch (n) {
+    case 1: attend_m(k, v, 1, max, sum, o, q, keys, values, first, last, head_dim); break;
+    case 2: attend_m(k, v, 2, max, sum, o, q, keys, values, first, last, head_dim); break;
+    case 3: attend_m(k, v, 3, max, sum, o, q, keys, values, first, last, head_dim); break;
+    case 4: attend_m(k, v, 4, max, sum, o, q, keys, values, first, last, head_dim); break;
+    case 5: attend_m(k, v, 5, max, sum, o, q, keys, values, first, last, head_dim); break;
+    default: attend_m(k, v, 6, max, sum, o, q, keys, values, first, last, head_dim);
+    }
+}
+
+/* p[i][c..] += scores of 16 N keys from c on. */
+INLINE void score_keys(const int kind, const int N, float (*p)[PHI3C_TILE], const float *q, factor keys, int c, int n,
+                       int head_dim) {
+    _Alignas(64) float slice[PHI3C_MAX_HEAD_DIM * 32];
+    to_floats(kind, N, slice, keys, c, 0, head_dim);
+    for (int i = 0; i < n; i += ROWS)
+        multiply_slice(N, n - i < ROWS ? n - i : ROWS, p[i] + c, PHI3C_TILE, q + i * head_dim, head_dim, slice, 0,
+                       head_dim);
+}
+
+/* Which keys n queries see: [begin, end) at all, [from, to) every one of each ROWS. */
+typedef struct {
+    int begin, end, from[PHI3C_QUERIES], to[PHI3C_QUERIES];
+} seen_keys;
+
+static seen_keys seen_by(const int *first, const int *last, int n) {
+    seen_keys seen;
+    seen.begin = PHI3C_TILE, seen.end = 0;
+    for (int i = 0; i < n; i++) {
+        int *from = &seen.from[i / ROWS], *to = &seen.to[i / ROWS];
+        if (i % ROWS == 0) *from = 0, *to = PHI3C_TILE;
+        if (first[i] > *from) *from = first[i];
+        if (last[i] < *to) *to = last[i];
+        if (*from > *to) *from = *to = PHI3C_TILE;
+        if (first[i] < seen.begin) seen.begin = first[i];
+        if (last[i] > seen.end) seen.end = last[i];
+    }
+    return seen;
+}
+
+/* o[i][c..] += weights p times 16 N dimensions of the values from c on. */
+INLINE void add_values(const int kind, const int N, float *o, float (*p)[PHI3C_TILE], factor values, int c,
+                       const seen_keys *seen, const int *first, const int *last, int n, int head_dim) {
+    _Alignas(64) float slice[PHI3C_TILE * 32];
+    to_floats(kind, N, slice, values, c, seen->begin, seen->end);
+    for (int i = 0; i < n; i += ROWS) {
+        int rows = n - i < ROWS ? n - i : ROWS, low = seen->from[i / ROWS], high = seen->to[i / ROWS];
+        float *out = o + i * head_dim + c;
+        for (int r = 0; r < rows; r++)
+            if (first[i + r] < low)
+                multiply_slice(N, 1, out + r * head_dim, 0, p[i + r], 0, slice, first[i + r],
+                               last[i + r] < low ? last[i + r] : low);
+        multiply_slice(N, rows, out, head_dim, p[i], PHI3C_TILE, slice, low, high);
+        for (int r = 0; r < rows; r++)
+            if (high < last[i + r]) multiply_slice(N, 1, out + r * head_dim, 0, p[i + r], 0, slice, high, last[i + r]);
+    }
+}
+
+/* Any queries: 32 columns of keys or values become floats once for all of them. */
 INLINE void attend_several(const int keys_kind, const int values_kind, float *max, float *sum, float *o, const float *q,
                            factor keys, factor values, const int *first, const int *last, int n, int head_dim) {
-    _Alignas(64) float p[PHI3C_QUERIES][PHI3C_TILE], slice[PHI3C_MAX_HEAD_DIM * 16];
-    int begin = PHI3C_TILE, end = 0, from[PHI3C_QUERIES], to[PHI3C_QUERIES]; /* keys that any, or all of ROWS, see */
-    for (int i = 0; i < n; i++) {
-        int group = i / ROWS;
-        if (i % ROWS == 0) from[group] = 0, to[group] = PHI3C_TILE;
-        if (first[i] > from[group]) from[group] = first[i];
-        if (last[i] < to[group]) to[group] = last[i];
-        if (from[group] > to[group]) from[group] = to[group] = PHI3C_TILE;
-        if (first[i] < begin) begin = first[i];
-        if (last[i] > end) end = last[i];
-    }
+    _Alignas(64) float p[PHI3C_QUERIES][PHI3C_TILE];
+    seen_keys seen = seen_by(first, last, n);
     memset(p, 0, (size_t)n * sizeof p[0]);
-    for (int c = begin / 16 * 16; c < end; c += 16) {
-        to_floats(keys_kind, slice, keys, c, 0, head_dim);
-        for (int i = 0; i < n; i += ROWS)
-            multiply_floats(n - i < ROWS ? n - i : ROWS, p[i] + c, PHI3C_TILE, q + i * head_dim, head_dim, slice, 0,
-                            head_dim);
-    }
+    for (int c = seen.begin / 32 * 32; c < seen.end; c += 32) score_keys(keys_kind, 2, p, q, keys, c, n, head_dim);
     softmax(max, sum, o, p, first, last, n, head_dim);
-    for (int c = 0; c < head_dim; c += 16) {
-        to_floats(values_kind, slice, values, c, begin, end);
-        for (int i = 0; i < n; i += ROWS) {
-            int rows = n - i < ROWS ? n - i : ROWS, low = from[i / ROWS], high = to[i / ROWS];
-            float *out = o + i * head_dim + c;
-            for (int r = 0; r < rows; r++)
-                if (first[i + r] < low)
-                    multiply_floats(1, out + r * head_dim, 0, p[i + r], 0, slice, first[i + r],
-                                    last[i + r] < low ? last[i + r] : low);
-            multiply_floats(rows, out, head_dim, p[i], PHI3C_TILE, slice, low, high);
-            for (int r = 0; r < rows; r++)
-                if (high < last[i + r])
-                    multiply_floats(1, out + r * head_dim, 0, p[i + r], 0, slice, high, last[i + r]);
-        }
-    }
+    int d = 0;
+    for (; head_dim - d >= 32; d += 32) add_values(values_kind, 2, o, p, values, d, &seen, first, last, n, head_dim);
+    if (d < head_dim) add_values(values_kind, 1, o, p, values, d, &seen, first, last, n, head_dim);
+}
+
+/* Whether n queries see the same keys, and are few. */
+INLINE int are_few(const int *first, const int *last, int n) {
+    for (int i = 1; i < n; i++)
+        if (first[i] != *first || last[i] != *last) return 0;
+    return n <= FEW_QUERIES;
 }
 
 static void attend_f16(float *max, float *sum, float *o, const float *q, const uint8_t *kv, const uint8_t *next,
                        const int *first, const int *last, int n, int head_dim) {
     size_t half = phi3c_kv_bytes(PHI3C_F16, head_dim) / 2;
     factor keys = {kv, next, NULL, PHI3C_TILE}, values = {kv + half, next + half, NULL, head_dim};
-    if (n == 1)
-        attend_one(HALVES, HALVES, max, sum, o, q, keys, values, *first, *last, head_dim);
+    if (are_few(first, last, n))
+        attend_few(HALVES, HALVES, max, sum, o, q, keys, values, first, last, n, head_dim);
     else
         attend_several(HALVES, HALVES, max, sum, o, q, keys, values, first, last, n, head_dim);
 }
@@ -364,8 +413,8 @@ static void attend_q8_0(float *max, float *sum, float *o, const float *q, const 
     kv += scale_bytes;
     next += scale_bytes;
     factor keys = {kv, next, scales[0], PHI3C_TILE}, values = {kv + half, next + half, scales[1], head_dim};
-    if (n == 1)
-        attend_one(Q8_KEYS, Q8_VALUES, max, sum, o, q, keys, values, *first, *last, head_dim);
+    if (are_few(first, last, n))
+        attend_few(Q8_KEYS, Q8_VALUES, max, sum, o, q, keys, values, first, last, n, head_dim);
     else
         attend_several(Q8_KEYS, Q8_VALUES, max, sum, o, q, keys, values, first, last, n, head_dim);
 }
