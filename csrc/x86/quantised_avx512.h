@@ -367,9 +367,13 @@ INLINE __m512 float_weights(const int type, __m512i q, const uint8_t *p, const u
     q = _mm512_mullo_epi32(q, scale_of(type, p, planes, group));
     __m512 v = _mm512_mul_ps(load_halves(p), _mm512_cvtepi32_ps(q));
     if (!has_mins(type)) return v;
-    const int of_pair = type == PHI3C_Q2_K ? group % 2 : s % 2, pair = type == PHI3C_Q2_K ? s : s / 2;
-    __m512i min = shift_right(pair_of_mins(type, p, planes, pair), of_pair * 16);
-    min = _mm512_and_si512(min, _mm512_set1_epi32(0xffff));
+    __m512i min;
+    if (type == PHI3C_Q2_K) /* min << 4 | scale */
+        min = _mm512_srli_epi32(_mm512_cvtepu8_epi32(load16(p + 64 + group * 16)), 4);
+    else { /* those of two groups lie side by side: this one's becomes the upper byte of 16 bits */
+        const uint8_t *mins = planes + 128 + s / 2 * 32 + s % 2 - 1;
+        min = _mm512_cvtepu16_epi32(_mm256_srli_epi16(_mm256_loadu_si256((const __m256i *)mins), 8));
+    }
     return _mm512_fnmadd_ps(load_halves(p + 32), _mm512_cvtepi32_ps(min), v);
 }
 
@@ -637,15 +641,21 @@ INLINE void multiply_blocks(const int type, const int M, float *out, int n, cons
     }
 }
 
-/* out[t] += the super-block of panel i times the outliers of many tokens. */
-INLINE void multiply_list(const int type, float *out, const super_blocks *w, int i, const outlier_list *list) {
+/* out[i * n + t] += the super-block of panel i times the outliers of many tokens. */
+INLINE void multiply_list(const int type, float *out, int n, const super_blocks *w, const outlier_list *list) {
     for (uint32_t j = 0; j < list->n;) {
         const int column = list->outliers[j].column, s = column / 32, c = column % 32;
-        __m512i q = field(w->bytes[i], column, 0, 255);
-        __m512 v = float_weights(type, q, w->panel[i], w->planes[i], s, c, w->n32);
+        __m512 v[2];
+        UNROLL for (int i = 0; i < 2; i++) {
+            /* the column's byte becomes a lane's lowest: up to three bytes behind are read and cut off */
+            __m512i q = _mm512_and_si512(load(w->bytes[i] + column / 4 * 64 + column % 4), _mm512_set1_epi32(255));
+            v[i] = float_weights(type, q, w->panel[i], w->planes[i], s, c, w->n32);
+        }
         do {
-            float *sum = out + list->outliers[j].row * 16;
-            _mm512_storeu_ps(sum, _mm512_fmadd_ps(v, _mm512_set1_ps(list->outliers[j].x), _mm512_loadu_ps(sum)));
+            const __m512 x = _mm512_set1_ps(list->outliers[j].x);
+            float *sum = out + list->outliers[j].row * 16, *second = sum + n * 16;
+            _mm512_storeu_ps(sum, _mm512_fmadd_ps(v[0], x, _mm512_loadu_ps(sum)));
+            _mm512_storeu_ps(second, _mm512_fmadd_ps(v[1], x, _mm512_loadu_ps(second)));
             j++;
         } while (j < list->n && list->outliers[j].column == column);
     }
@@ -668,7 +678,7 @@ INLINE void quantised_pair(const int type, float *out, const uint8_t *panels, co
         if (n & 4) multiply_blocks(type, 4, out, n, &w, n & ~7, x, x_stride);
         if (n & 2) multiply_blocks(type, 2, out, n, &w, n & ~3, x, x_stride);
         if (n & 1) multiply_blocks(type, 1, out, n, &w, n & ~1, x, x_stride);
-        UNROLL for (int i = 0; i < 2; i++) multiply_list(type, out + i * n * 16, &w, i, list);
+        multiply_list(type, out, n, &w, list);
         panels += bytes32 * (size_t)w.n32;
         x += sizeof(block_x8);
         list++;
