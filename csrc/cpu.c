@@ -74,6 +74,8 @@ unsigned phi3c_cpu_flags(void) {
     if ((have & avx2) == avx2) flags |= CPU_AVX2;
     if ((flags & CPU_AVX2) && (have & avxvnni)) flags |= CPU_AVXVNNI;
     if ((flags & CPU_AVX2) && (have & avx512) == avx512 && zmm_is_safe) flags |= CPU_AVX512;
+    int is_amd = leaf0[EBX] == 0x68747541; /* "Auth", of AuthenticAMD */
+    if (is_amd && (leaf1[EAX] >> 8 & 15) + (leaf1[EAX] >> 20 & 255) == 0x19) flags |= CPU_ZEN4;
     return flags;
 }
 

@@ -8,6 +8,7 @@ enum {
     CPU_AVXVNNI = 1 << 1, /* AVX-VNNI besides */
     CPU_AVX512 = 1 << 2,  /* CPU_AVX2, and AVX-512 F, BW, DQ, VL and VNNI, and zmm state saved */
     CPU_DOTPROD = 1 << 3, /* ARM: sdot */
+    CPU_ZEN4 = 1 << 4,    /* AMD's family 19h: Zen 3 and 4 */
 };
 
 unsigned phi3c_cpu_flags(void);

@@ -5,6 +5,7 @@
 #include "cpu.h"
 
 phi3c_kernels phi3c_kernel;
+int phi3c_fetch_ahead;
 
 /* Worst first; needs: flags of cpu.h. */
 static const struct {
@@ -58,6 +59,7 @@ int phi3c_init(const char *isa) {
     if (chosen < 0) return -1;
     for (int i = 0; i <= chosen; i++) take(&kernels, available(i));
     phi3c_kernel = kernels;
+    phi3c_fetch_ahead = !(phi3c_cpu_flags() & CPU_ZEN4); /* whose prefetchers are slower where a program asks too */
     return 0;
 }
 

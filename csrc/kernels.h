@@ -43,8 +43,8 @@ enum { PEAK_ROUNDS = 8192 };
 typedef struct {
     const char *name;
     phi3c_tile *tile[PHI3C_N_TYPES]; /* by type of the weights */
-    phi3c_tile *pair[PHI3C_N_TYPES]; /* two panels, one behind the other, at once: out[(panel * n + t) * 16 + r]; for
-                                      * sorted outliers only; NULL where one panel at a time is as good */
+    phi3c_tile *pair[PHI3C_N_TYPES]; /* two panels, one behind the other, at once: out[(panel * n + t) * 16 + r], for
+                                      * up to PHI3C_TOKENS rows, sorted outliers only; NULL: one by one */
     phi3c_attend_tile *attend_tile[PHI3C_N_TYPES]; /* by type of the cache */
     void (*quantize_row)(block_x8 *out, const float *x, int64_t columns);
     void (*rms_norm_row)(float *out, const float *x, const float *weight, float eps, int64_t columns);
@@ -54,6 +54,8 @@ typedef struct {
 } phi3c_kernels;
 
 extern phi3c_kernels phi3c_kernel; /* those in use */
+/* Whether one token has its weights fetched into L1 ahead. No result depends on it. */
+extern int phi3c_fetch_ahead;
 extern const phi3c_kernels phi3c_kernels_scalar, phi3c_kernels_avx2, phi3c_kernels_avxvnni, phi3c_kernels_avx512,
     phi3c_kernels_neon, phi3c_kernels_dotprod;
 

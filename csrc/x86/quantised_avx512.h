@@ -56,8 +56,7 @@ INLINE const uint8_t *planes_of(const int type, const uint8_t *p) { return p + (
 INLINE int has_mins(const int type) { return type == PHI3C_Q2_K || type == PHI3C_Q4_K || type == PHI3C_Q5_K; }
 INLINE int has_groups_of_32(const int type) { return type == PHI3C_Q4_K || type == PHI3C_Q5_K || type == PHI3C_IQ4_XS; }
 
-/* Log2 of what the unsigned weights here exceed the signed ones by; 0 of the types with mins, which exceed by nothing.
- */
+/* Log2 of what the unsigned weights here exceed the signed ones by; 0 of types with mins, which exceed by nothing. */
 INLINE unsigned bias_bits(const int type) {
     switch (type) {
     case PHI3C_Q8_0:
@@ -414,7 +413,7 @@ NOINLINE void multiply_outliers(int type, int M, __m512 sum[], const uint8_t *p,
 
 /* M tokens against a panel of quantised weights. The super-block after next is fetched ahead, into L1 (of q8_0, which
  * takes twice the bytes, the next): on Zen 5 one token takes 0.5 to 0.9 of the time out of memory, q8_0 1.0, and four
- * 0.35 to 0.8 (docs/performance.md). */
+ * 0.35 to 0.8; on Zen 4 a prototype took 1.1 to 1.4 (docs/performance.md). */
 INLINE void quantised_tokens(const int type, const int M, float *out, const uint8_t *panel, const uint8_t *x,
                              size_t x_stride, int64_t columns) {
     const size_t bytes32 = phi3c_packed_bytes(type, 16, 256) / 8, ahead = type == PHI3C_Q8_0 ? 1 : 2;
@@ -423,7 +422,7 @@ INLINE void quantised_tokens(const int type, const int M, float *out, const uint
     for (int64_t left = columns / 32; left > 0; left -= 8) {
         int n32 = left < 8 ? (int)left : 8;
         uint32_t any = 0;
-        for (size_t i = 0; i < bytes32 * 8; i += 64)
+        for (size_t i = 0; phi3c_fetch_ahead && i < bytes32 * 8; i += 64)
             _mm_prefetch((const char *)panel + ahead * bytes32 * 8 + i, _MM_HINT_T0);
         super_block(type, M, part, panel, x, x_stride, n32);
         UNROLL for (int t = 0; t < M; t++) {
@@ -674,7 +673,7 @@ INLINE void quantised_pair(const int type, float *out, const uint8_t *panels, co
         unpack_super(type, &w, 0, panels);
         unpack_super(type, &w, 1, panels + second);
         if (has_mins(type)) multiply_mins(type, &w, x, x_stride, n);
-        for (int t = 0; n - t >= 8; t += 8) multiply_blocks(type, 8, out, n, &w, t, x, x_stride);
+        for (int t = 0; n - t >= MANY; t += MANY) multiply_blocks(type, MANY, out, n, &w, t, x, x_stride);
         if (n & 4) multiply_blocks(type, 4, out, n, &w, n & ~7, x, x_stride);
         if (n & 2) multiply_blocks(type, 2, out, n, &w, n & ~3, x, x_stride);
         if (n & 1) multiply_blocks(type, 1, out, n, &w, n & ~1, x, x_stride);

@@ -62,13 +62,13 @@ typedef union {
 #define _mm512_srlv_epi32 emulated_srlv_epi32
 #define _mm512_slli_epi32 emulated_slli_epi32
 #define _mm512_srli_epi32 emulated_srli_epi32
+#define _mm512_srai_epi32 emulated_srai_epi32
 #define _mm512_slli_epi16 emulated_slli_epi16
 #define _mm512_srli_epi16 emulated_srli_epi16
 #define _mm512_castps_si512 emulated_castps_si512
 #define _mm512_castsi512_ps emulated_castsi512_ps
 #define _mm512_extractf32x8_ps emulated_extractf32x8_ps
 #define _mm512_castps512_ps256 emulated_castps512_ps256
-#define _mm512_cvtss_f32 emulated_cvtss_f32
 #define _mm512_xor_ps emulated_xor_ps
 #define _mm512_cvtepi32_ps emulated_cvtepi32_ps
 #define _mm512_cvtps_epi32 emulated_cvtps_epi32
@@ -247,6 +247,11 @@ static inline __m512i _mm512_srli_epi32(__m512i a, unsigned count) {
     return a;
 }
 
+static inline __m512i _mm512_srai_epi32(__m512i a, unsigned count) { /* gcc's >> of a negative number is this */
+    LANES a.i32[l] = a.i32[l] >> (count < 32 ? count : 31);
+    return a;
+}
+
 static inline __m512i _mm512_slli_epi16(__m512i a, unsigned count) {
     LANES16 a.u16[l] = count < 16 ? (uint16_t)(a.u16[l] << count) : 0;
     return a;
@@ -263,7 +268,6 @@ static inline __m512i _mm512_castps_si512(__m512 a) { return _mm512_loadu_si512(
 static inline __m512 _mm512_castsi512_ps(__m512i a) { return _mm512_loadu_ps(&a); }
 static inline __m256 _mm512_extractf32x8_ps(__m512 a, int half) { return _mm256_loadu_ps(a.f32 + 8 * half); }
 static inline __m256 _mm512_castps512_ps256(__m512 a) { return _mm512_extractf32x8_ps(a, 0); }
-static inline float _mm512_cvtss_f32(__m512 a) { return a.f32[0]; }
 
 /* Bitwise, hence after the casts. */
 static inline __m512 _mm512_xor_ps(__m512 a, __m512 b) {
