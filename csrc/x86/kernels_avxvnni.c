@@ -35,19 +35,20 @@ INLINE void scaled_dot(const int type, const int M, __m256i sum[2][TOKENS], cons
 }
 
 static int64_t peak(void) {
-    enum { CHAINS = 12 };       /* enough to hide latencies: two vpdpbusd a cycle, five cycles each */
-    volatile int8_t factor = 1; /* known to nobody at compile time */
-    __m256i one = _mm256_set1_epi8(factor), weights = _mm256_set1_epi8(factor), sum[CHAINS];
-    /* chains that begin alike would be computed once */
-    UNROLL for (int i = 0; i < CHAINS; i++) sum[i] = _mm256_set1_epi32(i);
-    for (int round = 0; round < PEAK_ROUNDS; round++)
-        UNROLL for (int i = 0; i < CHAINS; i++) sum[i] = _mm256_dpbusd_avx_epi32(sum[i], weights, one);
+    enum { CHAINS = 12 }; /* enough to hide latencies: two vpdpbusd a cycle, five cycles each */
+    __m256i sum[CHAINS], one = _mm256_set1_epi8(1), weights = one;
+    UNROLL for (int i = 0; i < CHAINS; i++) sum[i] = _mm256_setzero_si256();
+    for (int round = 0; round < PEAK_ROUNDS; round++) UNROLL for (int i = 0; i < CHAINS; i++) {
+            KEEP(weights); /* so that no product is known from the one before */
+            sum[i] = _mm256_dpbusd_avx_epi32(sum[i], weights, one);
+            KEEP(sum[i]);
+        }
+    __m256i total = _mm256_setzero_si256();
+    UNROLL for (int i = 0; i < CHAINS; i++) total = _mm256_add_epi32(total, sum[i]);
+    int32_t lanes[8];
+    _mm256_storeu_si256((__m256i *)lanes, total);
     int64_t n = 0;
-    for (int i = 0; i < CHAINS; i++) {
-        int32_t lanes[8];
-        _mm256_storeu_si256((__m256i *)lanes, sum[i]);
-        for (int j = 0; j < 8; j++) n += lanes[j] - i;
-    }
+    for (int i = 0; i < 8; i++) n += lanes[i];
     return n;
 }
 
