@@ -379,8 +379,12 @@ INLINE __m512 float_weights(const int type, __m512i q, const uint8_t *p, const u
 /* sum[t] += a super-block times the outliers of M tokens, by column. */
 INLINE void outliers_of(const int type, int M, __m512 sum[], const uint8_t *p, const uint8_t *x, size_t x_stride,
                         int n32) {
-    uint8_t planes[256];
-    if (has_planes(type)) unpack_planes(planes, planes_of(type, p));
+    uint8_t unpacked[256];
+    const uint8_t *planes = NULL;
+    if (has_planes(type)) {
+        unpack_planes(unpacked, planes_of(type, p));
+        planes = unpacked;
+    }
     for (int t = 0; t < M; t++) {
         const block_x8 *block = token(x, x_stride, t);
         for (uint32_t i = 0; i < block->n_outliers; i++) {
