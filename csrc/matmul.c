@@ -143,10 +143,11 @@ static void multiply(void *arg, int64_t first, int64_t last) {
     }
 }
 
-/* Panels of a chunk: few enough to share evenly, enough, up to `most`, to be one long stream. */
-static int64_t grain(int64_t n_panels, int64_t most, phi3c_pool *pool) {
-    int64_t even = n_panels / (8 * phi3c_pool_size(pool)) / TOGETHER * TOGETHER;
-    return even < 1 ? 1 : even > most ? most : even;
+/* Panels of a chunk: few enough to share evenly, enough, up to `most`, to be one long stream; for so many tokens that
+ * panels may be multiplied two at a time, in twos, on however many threads. */
+static int64_t grain(int64_t n_panels, int64_t most, int64_t n, phi3c_pool *pool) {
+    int64_t least = n < SORTED ? 1 : TOGETHER, even = n_panels / (8 * phi3c_pool_size(pool)) / least * least;
+    return even < least ? least : even > most ? most : even;
 }
 
 static void run(float *out, const phi3c_segment *segments, int n_segments, phi3c_activation x, int64_t n,
@@ -158,7 +159,7 @@ static void run(float *out, const phi3c_segment *segments, int n_segments, phi3c
         job.n_rows += segments[i].rows;
         n_panels += panels_of(&segments[i]);
     }
-    phi3c_pool_run(pool, multiply, &job, n_panels, grain(n_panels, 8, pool));
+    phi3c_pool_run(pool, multiply, &job, n_panels, grain(n_panels, 8, n, pool));
 }
 
 void phi3c_matmul(float *out, const phi3c_segment *segments, int n_segments, phi3c_activation x, int64_t n, int add,
@@ -215,7 +216,7 @@ void phi3c_gate_up(phi3c_activation out, const phi3c_segment *segments, int n_se
     } else {
         gate_up_job job = {out, &gate, &up, x, n};
         int64_t n_panels = panels_of(&gate);
-        phi3c_pool_run(pool, gate_up, &job, n_panels, grain(n_panels, PAIRS, pool));
+        phi3c_pool_run(pool, gate_up, &job, n_panels, grain(n_panels, PAIRS, n, pool));
     }
     phi3c_quantize(out, n, pool);
 }

@@ -326,9 +326,8 @@ INLINE void attend_few(const int k, const int v, float *max, float *sum, float *
 }
 
 /* p[i][c..] += scores of 16 N keys from c on. */
-INLINE void score_keys(const int kind, const int N, float (*p)[PHI3C_TILE], const float *q, factor keys, int c, int n,
-                       int head_dim) {
-    _Alignas(64) float slice[PHI3C_MAX_HEAD_DIM * 32];
+INLINE void score_keys(const int kind, const int N, float (*p)[PHI3C_TILE], float *slice, const float *q, factor keys,
+                       int c, int n, int head_dim) {
     to_floats(kind, N, slice, keys, c, 0, head_dim);
     for (int i = 0; i < n; i += ROWS)
         multiply_slice(N, n - i < ROWS ? n - i : ROWS, p[i] + c, PHI3C_TILE, q + i * head_dim, head_dim, slice, 0,
@@ -356,9 +355,8 @@ static seen_keys seen_by(const int *first, const int *last, int n) {
 }
 
 /* o[i][c..] += weights p times 16 N dimensions of the values from c on. */
-INLINE void add_values(const int kind, const int N, float *o, float (*p)[PHI3C_TILE], factor values, int c,
-                       const seen_keys *seen, const int *first, const int *last, int n, int head_dim) {
-    _Alignas(64) float slice[PHI3C_TILE * 32];
+INLINE void add_values(const int kind, const int N, float *o, float (*p)[PHI3C_TILE], float *slice, factor values,
+                       int c, const seen_keys *seen, const int *first, const int *last, int n, int head_dim) {
     to_floats(kind, N, slice, values, c, seen->begin, seen->end);
     for (int i = 0; i < n; i += ROWS) {
         int rows = n - i < ROWS ? n - i : ROWS, low = seen->from[i / ROWS], high = seen->to[i / ROWS];
@@ -373,17 +371,25 @@ INLINE void add_values(const int kind, const int N, float *o, float (*p)[PHI3C_T
     }
 }
 
-/* Any queries: 32 columns of keys or values become floats once for all of them. */
+/* Any queries: 32 columns of keys or values become floats once for all of them; 16 of keys so long that 32 would be
+ * much for a stack. */
 INLINE void attend_several(const int keys_kind, const int values_kind, float *max, float *sum, float *o, const float *q,
                            factor keys, factor values, const int *first, const int *last, int n, int head_dim) {
-    _Alignas(64) float p[PHI3C_QUERIES][PHI3C_TILE];
+    _Alignas(64) float p[PHI3C_QUERIES][PHI3C_TILE], slice[PHI3C_MAX_HEAD_DIM * 16];
     seen_keys seen = seen_by(first, last, n);
     memset(p, 0, (size_t)n * sizeof p[0]);
-    for (int c = seen.begin / 32 * 32; c < seen.end; c += 32) score_keys(keys_kind, 2, p, q, keys, c, n, head_dim);
+    for (int c = seen.begin / 32 * 32; c < seen.end; c += 32) {
+        if (head_dim <= PHI3C_MAX_HEAD_DIM / 2)
+            score_keys(keys_kind, 2, p, slice, q, keys, c, n, head_dim);
+        else
+            for (int half = 0; half < 32; half += 16)
+                score_keys(keys_kind, 1, p, slice, q, keys, c + half, n, head_dim);
+    }
     softmax(max, sum, o, p, first, last, n, head_dim);
     int d = 0;
-    for (; head_dim - d >= 32; d += 32) add_values(values_kind, 2, o, p, values, d, &seen, first, last, n, head_dim);
-    if (d < head_dim) add_values(values_kind, 1, o, p, values, d, &seen, first, last, n, head_dim);
+    for (; head_dim - d >= 32; d += 32)
+        add_values(values_kind, 2, o, p, slice, values, d, &seen, first, last, n, head_dim);
+    if (d < head_dim) add_values(values_kind, 1, o, p, slice, values, d, &seen, first, last, n, head_dim);
 }
 
 /* Whether n queries see the same keys, and are few. */

@@ -977,7 +977,7 @@ static void check_limits(void) {
 
 static void check_isa(const char *isa) {
     static const int64_t widths[] = {32, 96, 256, 576, 512, 768};
-    static const int head_dims[] = {16, 32, 48, 64, 80, 96, 128};
+    static const int head_dims[] = {16, 32, 48, 64, 80, 96, 128, 272};
     static const int queries[] = {1, 2, 3, 4, 5, 6, 7, 8, 9, 12, 17, 29, PHI3C_QUERIES};
     phi3c_init(isa);
     tested = phi3c_kernel;
@@ -1001,12 +1001,12 @@ static void check_isa(const char *isa) {
     report(isa, "silu_mul_row");
     check_to_f16();
     report(isa, "to_f16");
-    for (int h = 0; h < 7; h++)
+    for (int h = 0; h < 8; h++)
         for (int i = 0; i < 13; i++)
             for (int masked = 0; masked < 4; masked++)
                 if (!left_out()) check_attend(PHI3C_F16, queries[i], head_dims[h], masked);
     report(isa, "attend_tile f16");
-    for (int h = 0; h < 7; h++)
+    for (int h = 0; h < 8; h++)
         for (int i = 0; phi3c_kv_bytes(PHI3C_Q8_0, head_dims[h]) && i < 13; i++)
             for (int masked = 0; masked < 4; masked++)
                 if (!left_out()) check_attend(PHI3C_Q8_0, queries[i], head_dims[h], masked);
