@@ -54,7 +54,7 @@ typedef struct {
 } phi3c_kernels;
 
 extern phi3c_kernels phi3c_kernel; /* those in use */
-/* Whether weights of few tokens are fetched into L1 ahead. No result depends on it. */
+/* Whether kernels fetch weights into L1 ahead, for few tokens at least. No result depends on it. */
 extern int phi3c_fetch_ahead;
 extern const phi3c_kernels phi3c_kernels_scalar, phi3c_kernels_avx2, phi3c_kernels_avxvnni, phi3c_kernels_avx512,
     phi3c_kernels_neon, phi3c_kernels_dotprod;

@@ -52,11 +52,10 @@ INLINE __m512i dot4(__m512i sum, __m512i weights, const int8_t *q) {
 INLINE int has_planes(const int type) { return type == PHI3C_Q3_K || type == PHI3C_Q4_K || type == PHI3C_Q5_K; }
 INLINE const uint8_t *planes_of(const int type, const uint8_t *p) { return p + (type == PHI3C_Q3_K ? 32 : 64); }
 
-/* Of the K types: those with mins, and those whose groups have 32 columns, not 16. */
-INLINE int has_mins(const int type) { return type == PHI3C_Q2_K || type == PHI3C_Q4_K || type == PHI3C_Q5_K; }
+/* K types whose groups have 32 columns, not 16. */
 INLINE int has_groups_of_32(const int type) { return type == PHI3C_Q4_K || type == PHI3C_Q5_K || type == PHI3C_IQ4_XS; }
 
-/* Log2 of what the unsigned weights here exceed the signed ones by; 0 of types with mins, which exceed by nothing. */
+/* Log2 of what the unsigned weights here exceed the signed ones by; 0 of the types that have mins instead. */
 INLINE unsigned bias_bits(const int type) {
     switch (type) {
     case PHI3C_Q8_0:
@@ -68,6 +67,12 @@ INLINE unsigned bias_bits(const int type) {
     case PHI3C_Q3_K: return 2;
     default: return 0;
     }
+}
+INLINE int has_mins(const int type) { return !bias_bits(type); }
+
+/* Where a sum begins so that it ends as that of signed weights; nsum: of the activations, in a block. */
+INLINE __m512i start_of(const int type, const int32_t *nsum) {
+    return has_mins(type) ? _mm512_setzero_si512() : _mm512_slli_epi32(broadcast32(nsum), bias_bits(type));
 }
 
 INLINE const block_x8 *token(const uint8_t *x, size_t x_stride, int t) {
@@ -169,22 +174,19 @@ INLINE __m512i pair_of_mins(const int type, const uint8_t *p, const uint8_t *pla
 /* Legacy types: 32 columns, one float scale (and min). */
 INLINE void legacy_super(const int type, const int M, __m512 part[], const uint8_t *p, const uint8_t *x,
                          size_t x_stride, int n32) {
-    const int has_min = type == PHI3C_Q4_1 || type == PHI3C_Q5_1;
     UNROLL for (int t = 0; t < M; t++) part[t] = _mm512_setzero_ps();
     for (int s = 0; s < n32; s++) {
         __m512i w[8], sum[FEW];
         unpack32(type, w, p, s, n32);
-        UNROLL for (int t = 0; t < M; t++) sum[t] =
-            has_min ? _mm512_setzero_si512()
-                    : _mm512_slli_epi32(broadcast32(&token(x, x_stride, t)->nsum32[s]), bias_bits(type));
+        UNROLL for (int t = 0; t < M; t++) sum[t] = start_of(type, &token(x, x_stride, t)->nsum32[s]);
         UNROLL for (int g = 0; g < 8; g++) UNROLL for (int t = 0; t < M; t++) sum[t] =
             dot4(sum[t], w[g], token(x, x_stride, t)->q + 32 * s + 4 * g);
-        __m512 d = load_halves(p + s * 32), m = has_min ? load_halves(p + n32 * 32 + s * 32) : d;
+        __m512 d = load_halves(p + s * 32), m = has_mins(type) ? load_halves(p + n32 * 32 + s * 32) : d;
         UNROLL for (int t = 0; t < M; t++) {
             const block_x8 *block = token(x, x_stride, t);
             sum[t] = _mm512_mullo_epi32(sum[t], broadcast32(&block->factor[s]));
             part[t] = _mm512_fmadd_ps(d, _mm512_cvtepi32_ps(sum[t]), part[t]);
-            if (has_min) part[t] = _mm512_fmadd_ps(m, _mm512_set1_ps((float)block->sum32[s]), part[t]);
+            if (has_mins(type)) part[t] = _mm512_fmadd_ps(m, _mm512_set1_ps((float)block->sum32[s]), part[t]);
         }
     }
 }
@@ -240,8 +242,7 @@ INLINE void iq4_xs_super(const int M, __m512 part[], const uint8_t *p, const uin
     UNROLL for (int s = 0; s < 8; s++) {
         __m512i w[8], sum[FEW];
         unpack32(PHI3C_IQ4_XS, w, p, s, 8);
-        UNROLL for (int t = 0; t < M; t++) sum[t] =
-            _mm512_slli_epi32(broadcast32(&token(x, x_stride, t)->nsum32[s]), 7);
+        UNROLL for (int t = 0; t < M; t++) sum[t] = start_of(PHI3C_IQ4_XS, &token(x, x_stride, t)->nsum32[s]);
         UNROLL for (int g = 0; g < 8; g++) UNROLL for (int t = 0; t < M; t++) sum[t] =
             dot4(sum[t], w[g], token(x, x_stride, t)->q + 32 * s + 4 * g);
         __m512i scale = iq4_xs_scale(p, s);
@@ -265,11 +266,8 @@ INLINE void k16_super(const int type, const int M, __m512 part[], const uint8_t 
         unpack32(type, w, p, s, 8);
         UNROLL for (int t = 0; t < M; t++) {
             const block_x8 *block = token(x, x_stride, t);
-            first[t] = second[t] = _mm512_setzero_si512();
-            if (type != PHI3C_Q2_K) {
-                first[t] = _mm512_slli_epi32(broadcast32(&block->nsum16[2 * s]), bias_bits(type));
-                second[t] = _mm512_slli_epi32(broadcast32(&block->nsum16[2 * s + 1]), bias_bits(type));
-            }
+            first[t] = start_of(type, &block->nsum16[2 * s]);
+            second[t] = start_of(type, &block->nsum16[2 * s + 1]);
         }
         UNROLL for (int g = 0; g < 4; g++) UNROLL for (int t = 0; t < M; t++) {
             const int8_t *a = token(x, x_stride, t)->q + 32 * s + 4 * g;
@@ -359,8 +357,7 @@ INLINE __m512 float_weights(const int type, __m512i q, const uint8_t *p, const u
     if (bias_bits(type)) q = _mm512_sub_epi32(q, _mm512_set1_epi32(1 << bias_bits(type)));
     if (has_blocks_of_32(type)) {
         __m512 d = load_halves(p + s * 32), v = _mm512_cvtepi32_ps(q);
-        const int has_min = type == PHI3C_Q4_1 || type == PHI3C_Q5_1;
-        return has_min ? _mm512_fmadd_ps(d, v, load_halves(p + (n32 + s) * 32)) : _mm512_mul_ps(d, v);
+        return has_mins(type) ? _mm512_fmadd_ps(d, v, load_halves(p + (n32 + s) * 32)) : _mm512_mul_ps(d, v);
     }
     const int group = 2 * s + c / 16; /* of 16 columns */
     q = _mm512_mullo_epi32(q, scale_of(type, p, planes, group));
@@ -516,16 +513,10 @@ INLINE void dot(const int M, __m512i sum[2][MANY], const super_blocks *w, int s,
     }
 }
 
-/* Where sums of M tokens begin so that they end as those of signed weights. */
-INLINE void begin(const int type, const int M, __m512i sum[2][MANY], const int32_t *negative_sum, size_t x_stride) {
-    UNROLL for (int t = 0; t < M; t++) {
-        sum[0][t] = _mm512_setzero_si512();
-        if (bias_bits(type)) {
-            const uint8_t *n = (const uint8_t *)negative_sum + (size_t)t * x_stride;
-            sum[0][t] = _mm512_slli_epi32(broadcast32(n), bias_bits(type));
-        }
-        sum[1][t] = sum[0][t];
-    }
+/* Sums of M tokens where they begin; nsum: the first token's. */
+INLINE void begin(const int type, const int M, __m512i sum[2][MANY], const int32_t *nsum, size_t x_stride) {
+    UNROLL for (int t = 0; t < M; t++) sum[0][t] = sum[1][t] =
+        start_of(type, (const int32_t *)((const uint8_t *)nsum + (size_t)t * x_stride));
 }
 
 /* K types, groups of 32: total += group s. */
@@ -585,7 +576,6 @@ INLINE void fetch_share(const int type, const super_blocks *w, int s) {
 /* Types of 32: part = the super-blocks times M blocks, of tokens t0 and on. */
 INLINE void legacy_parts(const int type, const int M, __m512 part[2][MANY], const super_blocks *w, int t0,
                          const uint8_t *x, size_t x_stride) {
-    const int has_min = type == PHI3C_Q4_1 || type == PHI3C_Q5_1;
     UNROLL for (int t = 0; t < M; t++) part[0][t] = part[1][t] = _mm512_setzero_ps();
     for (int s = 0; s < w->n32; s++) {
         __m512i sum[2][MANY];
@@ -594,12 +584,12 @@ INLINE void legacy_parts(const int type, const int M, __m512 part[2][MANY], cons
         dot(M, sum, w, s, 0, 8, x, x_stride);
         UNROLL for (int i = 0; i < 2; i++) {
             __m512 d = load_halves(w->panel[i] + s * 32);
-            __m512 m = has_min ? load_halves(w->panel[i] + (w->n32 + s) * 32) : d;
+            __m512 m = has_mins(type) ? load_halves(w->panel[i] + (w->n32 + s) * 32) : d;
             UNROLL for (int t = 0; t < M; t++) {
                 const block_x8 *block = token(x, x_stride, t);
                 __m512i scaled = _mm512_mullo_epi32(sum[i][t], broadcast32(&block->factor[s]));
                 part[i][t] = _mm512_fmadd_ps(d, _mm512_cvtepi32_ps(scaled), part[i][t]);
-                if (has_min) part[i][t] = _mm512_fmadd_ps(m, _mm512_set1_ps((float)block->sum32[s]), part[i][t]);
+                if (has_mins(type)) part[i][t] = _mm512_fmadd_ps(m, _mm512_set1_ps((float)block->sum32[s]), part[i][t]);
             }
         }
     }
@@ -667,7 +657,7 @@ INLINE void multiply_list(const int type, float *out, int n, const super_blocks 
 INLINE void quantised_pair(const int type, float *out, const uint8_t *panels, const uint8_t *x, size_t x_stride, int n,
                            int64_t columns, const outlier_list *list) {
     const size_t bytes32 = phi3c_packed_bytes(type, 16, 256) / 8, second = phi3c_packed_bytes(type, 16, columns);
-    const size_t ahead = n < 2 * MANY ? 2 : 1; /* super-blocks */
+    const size_t ahead = n < 2 * MANY ? 2 : 1; /* super-blocks: less time each, more of them */
     memset(out, 0, (size_t)n * 2 * 16 * sizeof(float));
     for (int64_t left = columns / 32; left > 0; left -= 8) {
         super_blocks w; /* not cleared: 15 KB */
@@ -676,7 +666,7 @@ INLINE void quantised_pair(const int type, float *out, const uint8_t *panels, co
         w.to_come[1] = w.to_come[0] + second;
         unpack_super(type, &w, 0, panels);
         unpack_super(type, &w, 1, panels + second);
-        if (has_mins(type)) multiply_mins(type, &w, x, x_stride, n);
+        if (has_mins(type) && !has_blocks_of_32(type)) multiply_mins(type, &w, x, x_stride, n);
         for (int t = 0; n - t >= MANY; t += MANY) multiply_blocks(type, MANY, out, n, &w, t, x, x_stride);
         if (n & 4) multiply_blocks(type, 4, out, n, &w, n & ~7, x, x_stride);
         if (n & 2) multiply_blocks(type, 2, out, n, &w, n & ~3, x, x_stride);
