@@ -28,6 +28,11 @@ typedef struct {
 typedef void phi3c_tile(float *out, const uint8_t *panel, const uint8_t *x, size_t x_stride, int n, int64_t columns,
                         const outlier_list *lists);
 
+/* out[(i * n + t) * 16 + r] += that of panel i of two, panel_bytes apart, for up to PHI3C_TOKENS rows with their lists.
+ */
+typedef void phi3c_pair(float *out, const uint8_t *panels, size_t panel_bytes, const uint8_t *x, size_t x_stride, int n,
+                        int64_t columns, const outlier_list *lists);
+
 /* One online-softmax step: n <= PHI3C_QUERIES queries against the 64 keys of a page.
  * q (n, head_dim); kv: keys and values of a kv head as in a page (docs/formats.md); query i sees keys
  * first[i] <= j < last[i] (at least one). max (n), sum (n) and o (n, head_dim) are the running state, begun as -inf,
@@ -42,9 +47,8 @@ enum { PEAK_ROUNDS = 8192 };
 /* What an instruction set leaves NULL it has from the one before it in the ladder. */
 typedef struct {
     const char *name;
-    phi3c_tile *tile[PHI3C_N_TYPES]; /* by type of the weights */
-    phi3c_tile *pair[PHI3C_N_TYPES]; /* two panels, one behind the other, at once: out[(panel * n + t) * 16 + r], for
-                                      * up to PHI3C_TOKENS rows, sorted outliers only; NULL: one by one */
+    phi3c_tile *tile[PHI3C_N_TYPES];               /* by type of the weights */
+    phi3c_pair *pair[PHI3C_N_TYPES];               /* two panels at once, for many rows; NULL: one by one */
     phi3c_attend_tile *attend_tile[PHI3C_N_TYPES]; /* by type of the cache */
     void (*quantize_row)(block_x8 *out, const float *x, int64_t columns);
     void (*rms_norm_row)(float *out, const float *x, const float *weight, float eps, int64_t columns);

@@ -21,26 +21,40 @@ typedef struct {
 
 static int64_t panels_of(const phi3c_segment *segment) { return (segment->rows + PHI3C_PANEL - 1) / PHI3C_PANEL; }
 
+enum { SLICE = 8 }; /* super-blocks that panels are multiplied with by turns: activations of 48 tokens stay in L2 */
+
+/* tile[i][t][r] = row r of panel i times row t of x, for n_panels panels, an even number, and n rows with their lists:
+ * a slice of columns of all panels, then the next slice. 8192 columns in one go would take L2 for themselves: 1.05. */
+static void multiply_pairs(float *tile, int type, const uint8_t *panels, int64_t n_panels, const uint8_t *x, int n,
+                           int64_t columns, const outlier_list *lists) {
+    size_t bytes = phi3c_packed_bytes(type, PHI3C_PANEL, columns), stride = phi3c_x8_bytes(columns);
+    memset(tile, 0, (size_t)n_panels * (size_t)n * PHI3C_PANEL * sizeof(float));
+    for (int64_t super = 0; super < supers_of(columns); super += SLICE) {
+        int64_t from = super * PHI3C_SUPER, left = columns - from;
+        const uint8_t *slice = panels + phi3c_packed_bytes(type, PHI3C_PANEL, from);
+        for (int64_t i = 0; i < n_panels; i += 2)
+            phi3c_kernel.pair[type](tile + i * n * PHI3C_PANEL, slice + (size_t)i * bytes, bytes,
+                                    x + (size_t)super * sizeof(block_x8), stride, n,
+                                    left < SLICE * PHI3C_SUPER ? left : SLICE * PHI3C_SUPER, lists + super);
+    }
+}
+
 /* tile[i][t - from][r] = row 16 (panel + i) + r of the segment times token t, for n_panels panels and tokens
  * [from, to). */
 static void multiply_panels(float *tile, const phi3c_segment *segment, int64_t panel, int64_t n_panels,
                             phi3c_activation x, int64_t from, int64_t to) {
-    int is_float = segment->type <= PHI3C_F16 || segment->type == PHI3C_BF16;
-    const uint8_t *rows = is_float ? (const uint8_t *)x.f32 : x.x8;
+    int is_float = segment->type <= PHI3C_F16 || segment->type == PHI3C_BF16, n = (int)(to - from);
     size_t stride = is_float ? (size_t)x.columns * 4 : phi3c_x8_bytes(x.columns);
+    const uint8_t *rows = (is_float ? (const uint8_t *)x.f32 : x.x8) + (size_t)from * stride;
     size_t bytes = phi3c_packed_bytes(segment->type, PHI3C_PANEL, x.columns);
-    const uint8_t *weights = segment->panels + (size_t)panel * bytes;
-    const outlier_list *lists = !is_float && to - from >= SORTED
-                                    ? (const outlier_list *)x.outliers + from / TOKENS * supers_of(x.columns)
-                                    : NULL;
-    phi3c_tile *one = phi3c_kernel.tile[segment->type], *two = lists ? phi3c_kernel.pair[segment->type] : NULL;
-    while (n_panels > 0) {
-        int64_t n = two && n_panels >= 2 ? 2 : 1;
-        (n == 2 ? two : one)(tile, weights, rows + (size_t)from * stride, stride, (int)(to - from), x.columns, lists);
-        tile += n * (to - from) * PHI3C_PANEL;
-        weights += (size_t)n * bytes;
-        n_panels -= n;
-    }
+    const uint8_t *panels = segment->panels + (size_t)panel * bytes;
+    const outlier_list *lists =
+        !is_float && n >= SORTED ? (const outlier_list *)x.outliers + from / TOKENS * supers_of(x.columns) : NULL;
+    int64_t paired = lists && phi3c_kernel.pair[segment->type] ? n_panels / 2 * 2 : 0;
+    if (paired) multiply_pairs(tile, segment->type, panels, paired, rows, n, x.columns, lists);
+    for (int64_t i = paired; i < n_panels; i++)
+        phi3c_kernel.tile[segment->type](tile + i * n * PHI3C_PANEL, panels + (size_t)i * bytes, rows, stride, n,
+                                         x.columns, lists);
 }
 
 /* -- outliers --------------------------------------------------------------------------------------------- */
@@ -93,7 +107,7 @@ static void sort_all(phi3c_activation x, int64_t n, phi3c_pool *pool) {
 
 /* -- rows of panels --------------------------------------------------------------------------------------- */
 
-enum { TOGETHER = 2 }; /* panels that are multiplied before their products are stored */
+enum { TOGETHER = 16 }; /* panels that are multiplied before their products are stored */
 
 /* Ask for where products of n panels and tokens [from, to) will be stored, before they are computed: these rows lie far
  * apart, so that nothing else fetches them. 1.03 of a prompt of 512. */
@@ -146,7 +160,7 @@ static void multiply(void *arg, int64_t first, int64_t last) {
 /* Panels of a chunk: few enough to share evenly, enough, up to `most`, to be one long stream; for so many tokens that
  * panels may be multiplied two at a time, in twos, on however many threads. */
 static int64_t grain(int64_t n_panels, int64_t most, int64_t n, phi3c_pool *pool) {
-    int64_t least = n < SORTED ? 1 : TOGETHER, even = n_panels / (8 * phi3c_pool_size(pool)) / least * least;
+    int64_t least = n < SORTED ? 1 : 2, even = n_panels / (8 * phi3c_pool_size(pool)) / least * least;
     return even < least ? least : even > most ? most : even;
 }
 
@@ -159,7 +173,7 @@ static void run(float *out, const phi3c_segment *segments, int n_segments, phi3c
         job.n_rows += segments[i].rows;
         n_panels += panels_of(&segments[i]);
     }
-    phi3c_pool_run(pool, multiply, &job, n_panels, grain(n_panels, 8, n, pool));
+    phi3c_pool_run(pool, multiply, &job, n_panels, grain(n_panels, n < SORTED ? 8 : TOGETHER, n, pool));
 }
 
 void phi3c_matmul(float *out, const phi3c_segment *segments, int n_segments, phi3c_activation x, int64_t n, int add,
@@ -170,7 +184,7 @@ void phi3c_matmul(float *out, const phi3c_segment *segments, int n_segments, phi
 
 /* -- gate and up ------------------------------------------------------------------------------------------ */
 
-enum { PAIRS = 4 }; /* panels of gate, and as many of up, that stay in L2 */
+enum { PAIRS = TOGETHER / 2 }; /* panels of gate, and as many of up, that stay in L2 */
 
 typedef struct {
     phi3c_activation out;

@@ -463,6 +463,7 @@ INLINE void quantised_tile(const int type, float *out, const uint8_t *panel, con
 /* Super-blocks of two panels, made ready. */
 typedef struct {
     const uint8_t *panel[2], *to_come[2]; /* of super-blocks */
+    size_t bytes32;                       /* of 32 columns of a panel */
     int n32;
     uint8_t planes[2][256];                  /* six-bit scales and mins, as bytes, of the types that have them */
     _Alignas(64) uint8_t bytes[2][256 * 16]; /* unsigned weights, [4 columns][16 rows][4] */
@@ -567,10 +568,9 @@ INLINE void k16_group(const int type, const int M, __m512i total[2][MANY], const
 
 /* While group s is multiplied with the first tokens: a share of the super-blocks to come. Asked for all at once, they
  * keep what is read meanwhile waiting: 8 tokens out of memory take 1.8 to 2.0 times as long, 48 take 1.26. */
-INLINE void fetch_share(const int type, const super_blocks *w, int s) {
-    const size_t bytes32 = phi3c_packed_bytes(type, 16, 256) / 8;
+INLINE void fetch_share(const super_blocks *w, int s) {
     for (int i = 0; i < 2; i++)
-        for (size_t at = 0; at < bytes32; at += 64) prefetch(w->to_come[i] + (size_t)s * bytes32 + at);
+        for (size_t at = 0; at < w->bytes32; at += 64) prefetch(w->to_come[i] + (size_t)s * w->bytes32 + at);
 }
 
 /* Types of 32: part = the super-blocks times M blocks, of tokens t0 and on. */
@@ -579,7 +579,7 @@ INLINE void legacy_parts(const int type, const int M, __m512 part[2][MANY], cons
     UNROLL for (int t = 0; t < M; t++) part[0][t] = part[1][t] = _mm512_setzero_ps();
     for (int s = 0; s < w->n32; s++) {
         __m512i sum[2][MANY];
-        if (t0 == 0) fetch_share(type, w, s);
+        if (t0 == 0) fetch_share(w, s);
         begin(type, M, sum, &token(x, x_stride, 0)->nsum32[s], x_stride);
         dot(M, sum, w, s, 0, 8, x, x_stride);
         UNROLL for (int i = 0; i < 2; i++) {
@@ -601,7 +601,7 @@ INLINE void k_parts(const int type, const int M, __m512 part[2][MANY], const sup
     __m512i total[2][MANY];
     UNROLL for (int t = 0; t < M; t++) total[0][t] = total[1][t] = _mm512_setzero_si512();
     for (int s = 0; s < 8; s++) {
-        if (t0 == 0) fetch_share(type, w, s);
+        if (t0 == 0) fetch_share(w, s);
         if (has_groups_of_32(type))
             k32_group(type, M, total, w, s, x, x_stride);
         else
@@ -654,18 +654,18 @@ INLINE void multiply_list(const int type, float *out, int n, const super_blocks 
     }
 }
 
-INLINE void quantised_pair(const int type, float *out, const uint8_t *panels, const uint8_t *x, size_t x_stride, int n,
-                           int64_t columns, const outlier_list *list) {
-    const size_t bytes32 = phi3c_packed_bytes(type, 16, 256) / 8, second = phi3c_packed_bytes(type, 16, columns);
+INLINE void quantised_pair(const int type, float *out, const uint8_t *panels, size_t panel_bytes, const uint8_t *x,
+                           size_t x_stride, int n, int64_t columns, const outlier_list *list) {
+    const size_t bytes32 = phi3c_packed_bytes(type, 16, 256) / 8;
     const size_t ahead = n < 2 * MANY ? 2 : 1; /* super-blocks: less time each, more of them */
-    memset(out, 0, (size_t)n * 2 * 16 * sizeof(float));
     for (int64_t left = columns / 32; left > 0; left -= 8) {
         super_blocks w; /* not cleared: 15 KB */
+        w.bytes32 = bytes32;
         w.n32 = left < 8 ? (int)left : 8;
         w.to_come[0] = panels + ahead * bytes32 * 8;
-        w.to_come[1] = w.to_come[0] + second;
+        w.to_come[1] = w.to_come[0] + panel_bytes;
         unpack_super(type, &w, 0, panels);
-        unpack_super(type, &w, 1, panels + second);
+        unpack_super(type, &w, 1, panels + panel_bytes);
         if (has_mins(type) && !has_blocks_of_32(type)) multiply_mins(type, &w, x, x_stride, n);
         for (int t = 0; n - t >= MANY; t += MANY) multiply_blocks(type, MANY, out, n, &w, t, x, x_stride);
         if (n & 4) multiply_blocks(type, 4, out, n, &w, n & ~7, x, x_stride);
@@ -686,9 +686,9 @@ INLINE void quantised_pair(const int type, float *out, const uint8_t *panels, co
         (void)lists; /* of few rows, whose sums stay in registers: from their blocks */                                \
         quantised_tile(type, out, panel, x, x_stride, n, columns);                                                     \
     }                                                                                                                  \
-    static void pair_##name(float *out, const uint8_t *panels, const uint8_t *x, size_t x_stride, int n,               \
-                            int64_t columns, const outlier_list *lists) {                                              \
-        quantised_pair(type, out, panels, x, x_stride, n, columns, lists);                                             \
+    static void pair_##name(float *out, const uint8_t *panels, size_t panel_bytes, const uint8_t *x, size_t x_stride,  \
+                            int n, int64_t columns, const outlier_list *lists) {                                       \
+        quantised_pair(type, out, panels, panel_bytes, x, x_stride, n, columns, lists);                                \
     }
 TILE(q4_0, PHI3C_Q4_0)
 TILE(q4_1, PHI3C_Q4_1)

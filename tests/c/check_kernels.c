@@ -388,15 +388,21 @@ static outlier_list *lists_of(const uint8_t *rows, size_t stride, int n, int64_t
     return lists;
 }
 
-/* Two panels at once give what each gives. */
+/* Two panels at once give what each gives, whether all columns are multiplied in one go or in two. */
 static void check_pair(int type, const uint8_t *panels, float expected[2][TOKENS * 16], const uint8_t *rows,
                        size_t stride, int n, int64_t columns, const outlier_list *lists) {
+    size_t bytes = phi3c_packed_bytes(type, 16, columns);
     float *got = exactly((size_t)n * 2 * 16 * 4);
-    memset(got, 0xff, (size_t)n * 2 * 16 * 4); /* NaN */
-    tested.pair[type](got, panels, rows, stride, n, columns, lists);
-    for (int i = 0; i < 2; i++)
-        check(all_same(got + i * n * 16, expected[i] + (TOKENS - n) * 16, n * 16),
-              "columns %d, %d tokens, panel %d of 2", (int)columns, n, i);
+    for (int64_t supers = 0; supers < supers_of(columns); supers++) { /* of the first go */
+        memset(got, 0, (size_t)n * 2 * 16 * 4);
+        if (supers) tested.pair[type](got, panels, bytes, rows, stride, n, supers * 256, lists);
+        tested.pair[type](got, panels + phi3c_packed_bytes(type, 16, supers * 256), bytes,
+                          rows + (size_t)supers * sizeof(block_x8), stride, n, columns - supers * 256, lists + supers);
+        for (int i = 0; i < 2; i++)
+            check(all_same(got + i * n * 16, expected[i] + (TOKENS - n) * 16, n * 16),
+                  "columns %d, %d of the super-blocks first, %d tokens, panel %d of 2", (int)columns, (int)supers, n,
+                  i);
+    }
     free(got);
 }
 
