@@ -28,10 +28,10 @@ typedef struct {
 typedef void phi3c_tile(float *out, const uint8_t *panel, const uint8_t *x, size_t x_stride, int n, int64_t columns,
                         const outlier_list *lists);
 
-/* out[(i * n + t) * 16 + r] += that of panel i of two, panel_bytes apart, for up to PHI3C_TOKENS rows with their lists.
- */
+/* out[(i * n + t) * 16 + r] += that of panel i of two, panel_bytes apart, for any number of rows. The lists of every
+ * further PHI3C_TOKENS rows lie list_stride lists behind those before them. */
 typedef void phi3c_pair(float *out, const uint8_t *panels, size_t panel_bytes, const uint8_t *x, size_t x_stride, int n,
-                        int64_t columns, const outlier_list *lists);
+                        int64_t columns, const outlier_list *lists, int64_t list_stride);
 
 /* One online-softmax step: n <= PHI3C_QUERIES queries against the 64 keys of a page.
  * q (n, head_dim); kv: keys and values of a kv head as in a page (docs/formats.md); query i sees keys

@@ -5,37 +5,44 @@
 #include "kernels.h"
 #include "pool.h"
 
-/* Between two walks over a panel: activations of so many tokens (48 * 12 * 640 bytes at 3072 columns) stay in L2 while
- * a panel is in L1. */
-enum { TOKENS = PHI3C_TOKENS };
-enum { SORTED = 8 }; /* of which so many pay for sorting their outliers: 8 sequences take 0.98 of the time */
+/* Tokens between two walks over a panel: of TOKENS, a panel's activations stay in L2 (48 * 12 * 640 bytes at 3072
+ * columns), of AT_ONCE those that two panels at once need for a slice of columns. */
+enum { TOKENS = PHI3C_TOKENS, AT_ONCE = 6 * TOKENS };
+enum { SORTED = 8 };   /* so many pay for sorting their outliers: 8 sequences take 0.98 of the time */
+enum { TOGETHER = 8 }; /* panels that are multiplied before their products are stored */
 
 typedef struct {
     float *out;
     const phi3c_segment *segments;
     int64_t n_rows; /* of all segments */
     phi3c_activation x;
-    int64_t n;
+    int64_t n, at_once;
     enum into { PUT, ADD, SILU_MUL } into; /* out = result, out += result, out = silu(out) * result */
 } matmul_job;
 
 static int64_t panels_of(const phi3c_segment *segment) { return (segment->rows + PHI3C_PANEL - 1) / PHI3C_PANEL; }
 
-enum { SLICE = 8 }; /* super-blocks that panels are multiplied with by turns: activations of 48 tokens stay in L2 */
+/* Tokens between two walks of n over panels of a type: even shares, of whole TOKENS. */
+static int64_t tokens_at_once(int type, int64_t n) {
+    int64_t shares = (n + AT_ONCE - 1) / AT_ONCE;
+    return phi3c_kernel.pair[type] ? (n + shares * TOKENS - 1) / (shares * TOKENS) * TOKENS : TOKENS;
+}
 
 /* tile[i][t][r] = row r of panel i times row t of x, for n_panels panels, an even number, and n rows with their lists:
- * a slice of columns of all panels, then the next slice. 8192 columns in one go would take L2 for themselves: 1.05. */
+ * a slice of columns of all panels, then the next slice, which has up to SLICE blocks of activations. */
 static void multiply_pairs(float *tile, int type, const uint8_t *panels, int64_t n_panels, const uint8_t *x, int n,
                            int64_t columns, const outlier_list *lists) {
+    enum { SLICE = 512 };
     size_t bytes = phi3c_packed_bytes(type, PHI3C_PANEL, columns), stride = phi3c_x8_bytes(columns);
+    int64_t supers = supers_of(columns), step = n < SLICE ? SLICE / n : 1;
     memset(tile, 0, (size_t)n_panels * (size_t)n * PHI3C_PANEL * sizeof(float));
-    for (int64_t super = 0; super < supers_of(columns); super += SLICE) {
+    for (int64_t super = 0; super < supers; super += step) {
         int64_t from = super * PHI3C_SUPER, left = columns - from;
         const uint8_t *slice = panels + phi3c_packed_bytes(type, PHI3C_PANEL, from);
         for (int64_t i = 0; i < n_panels; i += 2)
             phi3c_kernel.pair[type](tile + i * n * PHI3C_PANEL, slice + (size_t)i * bytes, bytes,
                                     x + (size_t)super * sizeof(block_x8), stride, n,
-                                    left < SLICE * PHI3C_SUPER ? left : SLICE * PHI3C_SUPER, lists + super);
+                                    left < step * PHI3C_SUPER ? left : step * PHI3C_SUPER, lists + super, supers);
     }
 }
 
@@ -48,13 +55,19 @@ static void multiply_panels(float *tile, const phi3c_segment *segment, int64_t p
     const uint8_t *rows = (is_float ? (const uint8_t *)x.f32 : x.x8) + (size_t)from * stride;
     size_t bytes = phi3c_packed_bytes(segment->type, PHI3C_PANEL, x.columns);
     const uint8_t *panels = segment->panels + (size_t)panel * bytes;
-    const outlier_list *lists =
-        !is_float && n >= SORTED ? (const outlier_list *)x.outliers + from / TOKENS * supers_of(x.columns) : NULL;
-    int64_t paired = lists && phi3c_kernel.pair[segment->type] ? n_panels / 2 * 2 : 0;
-    if (paired) multiply_pairs(tile, segment->type, panels, paired, rows, n, x.columns, lists);
+    const outlier_list *lists = (const outlier_list *)x.outliers + from / TOKENS * supers_of(x.columns);
+    int64_t paired = 0;
+    if (phi3c_kernel.pair[segment->type] && n >= SORTED) {
+        paired = n_panels / 2 * 2;
+        multiply_pairs(tile, segment->type, panels, paired, rows, n, x.columns, lists);
+    }
     for (int64_t i = paired; i < n_panels; i++)
-        phi3c_kernel.tile[segment->type](tile + i * n * PHI3C_PANEL, panels + (size_t)i * bytes, rows, stride, n,
-                                         x.columns, lists);
+        for (int t = 0; t < n; t += TOKENS) {
+            int some = n - t < TOKENS ? n - t : TOKENS, sorted = !is_float && some >= SORTED;
+            phi3c_kernel.tile[segment->type](tile + (i * n + t) * PHI3C_PANEL, panels + (size_t)i * bytes,
+                                             rows + (size_t)t * stride, stride, some, x.columns,
+                                             sorted ? lists + t / TOKENS * supers_of(x.columns) : NULL);
+        }
 }
 
 /* -- outliers --------------------------------------------------------------------------------------------- */
@@ -101,13 +114,11 @@ static void sort_items(void *arg, int64_t first, int64_t last) {
 /* Before n rows are multiplied with any number of panels. */
 static void sort_all(phi3c_activation x, int64_t n, phi3c_pool *pool) {
     sort_job job = {x, n};
-    int64_t tiles = n / TOKENS + (n % TOKENS >= SORTED);
-    if (tiles) phi3c_pool_run(pool, sort_items, &job, tiles * supers_of(x.columns), 4);
+    int64_t tiles = (n + TOKENS - 1) / TOKENS;
+    if (n >= SORTED) phi3c_pool_run(pool, sort_items, &job, tiles * supers_of(x.columns), 4);
 }
 
 /* -- rows of panels --------------------------------------------------------------------------------------- */
-
-enum { TOGETHER = 16 }; /* panels that are multiplied before their products are stored */
 
 /* Ask for where products of n panels and tokens [from, to) will be stored, before they are computed: these rows lie far
  * apart, so that nothing else fetches them. 1.03 of a prompt of 512. */
@@ -119,7 +130,7 @@ static void fetch_rows(const float *out, int64_t stride, int64_t n_panels, int64
 /* Panels for tokens [from, to), into the output from column `column` on. */
 static void multiply_into(const matmul_job *job, const phi3c_segment *segment, int64_t panel, int64_t n_panels,
                           int64_t column, int64_t from, int64_t to) {
-    _Alignas(64) float tile[TOGETHER * TOKENS * PHI3C_PANEL];
+    _Alignas(64) float tile[TOGETHER * AT_ONCE * PHI3C_PANEL];
     const float *result = tile;
     fetch_rows(job->out + column, job->n_rows, n_panels, from, to);
     multiply_panels(tile, segment, panel, n_panels, job->x, from, to);
@@ -141,8 +152,8 @@ static void multiply_into(const matmul_job *job, const phi3c_segment *segment, i
 
 static void multiply(void *arg, int64_t first, int64_t last) {
     const matmul_job *job = arg;
-    for (int64_t from = 0; from < job->n; from += TOKENS) {
-        int64_t to = from + TOKENS < job->n ? from + TOKENS : job->n;
+    for (int64_t from = 0; from < job->n; from += job->at_once) {
+        int64_t to = from + job->at_once < job->n ? from + job->at_once : job->n;
         const phi3c_segment *segment = job->segments;
         int64_t row = 0, base = 0, n; /* of the segment: first output row, first panel */
         for (int64_t item = first; item < last; item += n) {
@@ -166,14 +177,14 @@ static int64_t grain(int64_t n_panels, int64_t most, int64_t n, phi3c_pool *pool
 
 static void run(float *out, const phi3c_segment *segments, int n_segments, phi3c_activation x, int64_t n,
                 enum into into, phi3c_pool *pool) {
-    matmul_job job = {out, segments, 0, x, n, into};
+    matmul_job job = {out, segments, 0, x, n, tokens_at_once(segments->type, n), into};
     int64_t n_panels = 0;
     for (int i = 0; i < n_segments; i++) {
         assert(phi3c_kernel.tile[segments[i].type]);
         job.n_rows += segments[i].rows;
         n_panels += panels_of(&segments[i]);
     }
-    phi3c_pool_run(pool, multiply, &job, n_panels, grain(n_panels, n < SORTED ? 8 : TOGETHER, n, pool));
+    phi3c_pool_run(pool, multiply, &job, n_panels, grain(n_panels, TOGETHER, n, pool));
 }
 
 void phi3c_matmul(float *out, const phi3c_segment *segments, int n_segments, phi3c_activation x, int64_t n, int add,
@@ -190,15 +201,15 @@ typedef struct {
     phi3c_activation out;
     const phi3c_segment *gate, *up;
     phi3c_activation x;
-    int64_t n;
+    int64_t n, at_once;
 } gate_up_job;
 
 /* Items are panels of gate, each with the panel of up that it is multiplied with: while their tiles are in L1. */
 static void gate_up(void *arg, int64_t first, int64_t last) {
     const gate_up_job *job = arg;
-    _Alignas(64) float gate[PAIRS * TOKENS * PHI3C_PANEL], up[PAIRS * TOKENS * PHI3C_PANEL];
-    for (int64_t from = 0; from < job->n; from += TOKENS) {
-        int64_t to = from + TOKENS < job->n ? from + TOKENS : job->n, tile = (to - from) * PHI3C_PANEL;
+    _Alignas(64) float gate[PAIRS * AT_ONCE * PHI3C_PANEL], up[PAIRS * AT_ONCE * PHI3C_PANEL];
+    for (int64_t from = 0; from < job->n; from += job->at_once) {
+        int64_t to = from + job->at_once < job->n ? from + job->at_once : job->n, tile = (to - from) * PHI3C_PANEL;
         for (int64_t panel = first; panel < last; panel += PAIRS) {
             int64_t n = last - panel < PAIRS ? last - panel : PAIRS;
             fetch_rows(job->out.f32 + panel * PHI3C_PANEL, job->out.columns, n, from, to);
@@ -228,7 +239,7 @@ void phi3c_gate_up(phi3c_activation out, const phi3c_segment *segments, int n_se
         run(out.f32, &gate, 1, x, n, PUT, pool);
         run(out.f32, &up, 1, x, n, SILU_MUL, pool);
     } else {
-        gate_up_job job = {out, &gate, &up, x, n};
+        gate_up_job job = {out, &gate, &up, x, n, tokens_at_once(gate.type, n)};
         int64_t n_panels = panels_of(&gate);
         phi3c_pool_run(pool, gate_up, &job, n_panels, grain(n_panels, PAIRS, n, pool));
     }

@@ -7,7 +7,8 @@
  *
  * Few tokens unpack weights as they multiply, up to FEW sharing a register of them. MANY and more go over two panels at
  * once, whose super-blocks are unpacked to bytes first, 8 KB that stay in L1: Zen 5 starts two vpdpbusd and two loads a
- * cycle, so that a broadcast has to serve two of them. 8 tokens and two panels are 16 sums (docs/performance.md). */
+ * cycle, so that a broadcast has to serve two of them. 8 tokens and two panels are 16 sums. TABLED and more are worth a
+ * table of products of scales and factors (docs/performance.md). */
 #ifndef PHI3C_QUANTISED_AVX512_H
 #define PHI3C_QUANTISED_AVX512_H
 
@@ -15,7 +16,7 @@
 
 #include "../kernels.h"
 
-enum { FEW = 4, MANY = 8 };
+enum { FEW = 4, MANY = 8, TABLED = 32, RUN = 64 };
 
 INLINE __m512i load(const uint8_t *p) { return _mm512_loadu_si512(p); }
 INLINE __m128i load16(const uint8_t *p) { return _mm_loadu_si128((const __m128i *)p); }
@@ -467,7 +468,8 @@ typedef struct {
     int n32;
     uint8_t planes[2][256];                  /* six-bit scales and mins, as bytes, of the types that have them */
     _Alignas(64) uint8_t bytes[2][256 * 16]; /* unsigned weights, [4 columns][16 rows][4] */
-    float minsums[2][PHI3C_TOKENS * 16];     /* of the K types with mins: sum of min * sum32 of a token */
+    __m512i scaled[8][9];                    /* of groups of 32: scales_of_both times a factor, 0 in blocks of zeros */
+    float minsums[2][RUN * 16];              /* of the K types with mins: sum of min * sum32 of a token of the run */
 } super_blocks;
 
 INLINE void unpack_super(const int type, super_blocks *w, const int i, const uint8_t *panel) {
@@ -481,8 +483,8 @@ INLINE void unpack_super(const int type, super_blocks *w, const int i, const uin
     }
 }
 
-/* For all tokens in one go: their sums, which wait for nothing, are 5 % of the multiplications, and take twice as long
- * behind those of the weights. */
+/* For a run of tokens in one go: their sums, which wait for nothing, are 5 % of the multiplications, and take twice as
+ * long behind those of the weights. */
 INLINE void multiply_mins(const int type, super_blocks *w, const uint8_t *x, size_t x_stride, int n) {
     const int n_pairs = type == PHI3C_Q2_K ? 8 : 4;
     __m512i mins[2][8];
@@ -520,24 +522,36 @@ INLINE void begin(const int type, const int M, __m512i sum[2][MANY], const int32
         start_of(type, (const int32_t *)((const uint8_t *)nsum + (size_t)t * x_stride));
 }
 
-/* K types, groups of 32: total += group s. */
-INLINE void k32_group(const int type, const int M, __m512i total[2][MANY], const super_blocks *w, int s,
-                      const uint8_t *x, size_t x_stride) {
-    __m512i sum[2][MANY];
-    begin(type, M, sum, &token(x, x_stride, 0)->nsum32[s], x_stride);
-    dot(M, sum, w, s, 0, 8, x, x_stride);
+/* K types: the scales of group s of 32 of both panels, side by side in 16 bits each, so that one multiplication by a
+ * factor serves both: those of iq4_xs are negative too, up to 32 * 8. */
+INLINE __m512i scales_of_both(const int type, const super_blocks *w, int s) {
     __m512i scale0 = scale_of(type, w->panel[0], w->planes[0], 2 * s);
     __m512i scale1 = scale_of(type, w->panel[1], w->planes[1], 2 * s);
-    /* both panels' side by side, times a factor at once: scales of iq4_xs are negative too, up to 32 * 8 */
-    const __m512i both = _mm512_add_epi32(scale0, _mm512_slli_epi32(scale1, 16)), low = _mm512_set1_epi32(0xffff);
+    return _mm512_add_epi32(scale0, _mm512_slli_epi32(scale1, 16));
+}
+
+/* By additions, which take no slot from multiplications. */
+INLINE void fill_scaled(const int type, super_blocks *w) {
+    UNROLL for (int s = 0; s < 8; s++) {
+        const __m512i both = scales_of_both(type, w, s);
+        __m512i scaled = _mm512_setzero_si512();
+        UNROLL for (int i = 0; i <= 8; i++, scaled = _mm512_add_epi32(scaled, both)) w->scaled[s][i] = scaled;
+    }
+}
+
+/* K types, groups of 32: total += group s. */
+INLINE void k32_group(const int type, const int M, const int tabled, __m512i total[2][MANY], const super_blocks *w,
+                      int s, const uint8_t *x, size_t x_stride) {
+    __m512i sum[2][MANY], both = tabled ? _mm512_setzero_si512() : scales_of_both(type, w, s);
+    begin(type, M, sum, &token(x, x_stride, 0)->nsum32[s], x_stride);
+    dot(M, sum, w, s, 0, 8, x, x_stride);
     UNROLL for (int t = 0; t < M; t++) {
-        __m512i scaled = _mm512_mullo_epi32(both, broadcast32(&token(x, x_stride, t)->factor[s]));
+        const int32_t *factor = &token(x, x_stride, t)->factor[s];
+        __m512i scaled = tabled ? w->scaled[s][*factor] : _mm512_mullo_epi32(both, broadcast32(factor));
+        __m512i scale0 = _mm512_and_si512(scaled, _mm512_set1_epi32(0xffff)), scale1 = _mm512_srli_epi32(scaled, 16);
         if (type == PHI3C_IQ4_XS) {
             scale0 = _mm512_srai_epi32(_mm512_slli_epi32(scaled, 16), 16);
             scale1 = _mm512_srai_epi32(_mm512_sub_epi32(scaled, scale0), 16);
-        } else {
-            scale0 = _mm512_and_si512(scaled, low);
-            scale1 = _mm512_srli_epi32(scaled, 16);
         }
         total[0][t] = _mm512_add_epi32(total[0][t], _mm512_mullo_epi32(sum[0][t], scale0));
         total[1][t] = _mm512_add_epi32(total[1][t], _mm512_mullo_epi32(sum[1][t], scale1));
@@ -596,14 +610,14 @@ INLINE void legacy_parts(const int type, const int M, __m512 part[2][MANY], cons
 }
 
 /* K types: part = the super-blocks times M blocks, of tokens t0 and on. */
-INLINE void k_parts(const int type, const int M, __m512 part[2][MANY], const super_blocks *w, int t0, const uint8_t *x,
-                    size_t x_stride) {
+INLINE void k_parts(const int type, const int M, const int tabled, __m512 part[2][MANY], const super_blocks *w, int t0,
+                    const uint8_t *x, size_t x_stride) {
     __m512i total[2][MANY];
     UNROLL for (int t = 0; t < M; t++) total[0][t] = total[1][t] = _mm512_setzero_si512();
     for (int s = 0; s < 8; s++) {
         if (t0 == 0) fetch_share(w, s);
         if (has_groups_of_32(type))
-            k32_group(type, M, total, w, s, x, x_stride);
+            k32_group(type, M, tabled, total, w, s, x, x_stride);
         else
             k16_group(type, M, total, w, s, x, x_stride);
     }
@@ -612,21 +626,21 @@ INLINE void k_parts(const int type, const int M, __m512 part[2][MANY], const sup
         UNROLL for (int t = 0; t < M; t++) {
             part[i][t] = _mm512_mul_ps(d, _mm512_cvtepi32_ps(total[i][t]));
             if (!has_mins(type)) continue;
-            __m512 minsum = _mm512_loadu_ps(w->minsums[i] + (t0 + t) * 16);
+            __m512 minsum = _mm512_loadu_ps(w->minsums[i] + (t0 % RUN + t) * 16);
             part[i][t] = _mm512_fnmadd_ps(dmin, minsum, part[i][t]);
         }
     }
 }
 
 /* out[i * n + t] += the super-block of panel i times the blocks of M tokens from t0 on. */
-INLINE void multiply_blocks(const int type, const int M, float *out, int n, const super_blocks *w, int t0,
-                            const uint8_t *x, size_t x_stride) {
+INLINE void multiply_blocks(const int type, const int M, const int tabled, float *out, int n, const super_blocks *w,
+                            int t0, const uint8_t *x, size_t x_stride) {
     __m512 part[2][MANY];
     x += (size_t)t0 * x_stride;
     if (has_blocks_of_32(type))
         legacy_parts(type, M, part, w, t0, x, x_stride);
     else
-        k_parts(type, M, part, w, t0, x, x_stride);
+        k_parts(type, M, tabled, part, w, t0, x, x_stride);
     UNROLL for (int t = 0; t < M; t++) UNROLL for (int i = 0; i < 2; i++) {
         float *sum = out + (i * n + t0 + t) * 16;
         __m512 d = _mm512_set1_ps(token(x, x_stride, t)->d);
@@ -654,27 +668,44 @@ INLINE void multiply_list(const int type, float *out, int n, const super_blocks 
     }
 }
 
+/* The same for tokens [from, to), at most RUN of them; `from` is a multiple of RUN. */
+INLINE void multiply_run(const int type, const int tabled, float *out, int n, super_blocks *w, int from, int to,
+                         const uint8_t *x, size_t x_stride) {
+    int t = from;
+    if (has_mins(type) && !has_blocks_of_32(type))
+        multiply_mins(type, w, x + (size_t)from * x_stride, x_stride, to - from);
+    for (; to - t >= MANY; t += MANY) multiply_blocks(type, MANY, tabled, out, n, w, t, x, x_stride);
+    if (to & 4) multiply_blocks(type, 4, 0, out, n, w, to & ~7, x, x_stride);
+    if (to & 2) multiply_blocks(type, 2, 0, out, n, w, to & ~3, x, x_stride);
+    if (to & 1) multiply_blocks(type, 1, 0, out, n, w, to & ~1, x, x_stride);
+}
+
 INLINE void quantised_pair(const int type, float *out, const uint8_t *panels, size_t panel_bytes, const uint8_t *x,
-                           size_t x_stride, int n, int64_t columns, const outlier_list *list) {
+                           size_t x_stride, int n, int64_t columns, const outlier_list *lists, int64_t list_stride) {
     const size_t bytes32 = phi3c_packed_bytes(type, 16, 256) / 8;
     const size_t ahead = n < 2 * MANY ? 2 : 1; /* super-blocks: less time each, more of them */
     for (int64_t left = columns / 32; left > 0; left -= 8) {
-        super_blocks w; /* not cleared: 15 KB */
+        super_blocks w; /* not cleared: 19 KB */
         w.bytes32 = bytes32;
         w.n32 = left < 8 ? (int)left : 8;
         w.to_come[0] = panels + ahead * bytes32 * 8;
         w.to_come[1] = w.to_come[0] + panel_bytes;
         unpack_super(type, &w, 0, panels);
         unpack_super(type, &w, 1, panels + panel_bytes);
-        if (has_mins(type) && !has_blocks_of_32(type)) multiply_mins(type, &w, x, x_stride, n);
-        for (int t = 0; n - t >= MANY; t += MANY) multiply_blocks(type, MANY, out, n, &w, t, x, x_stride);
-        if (n & 4) multiply_blocks(type, 4, out, n, &w, n & ~7, x, x_stride);
-        if (n & 2) multiply_blocks(type, 2, out, n, &w, n & ~3, x, x_stride);
-        if (n & 1) multiply_blocks(type, 1, out, n, &w, n & ~1, x, x_stride);
-        multiply_list(type, out, n, &w, list);
+        const int tabled = has_groups_of_32(type) && n >= TABLED;
+        if (tabled) fill_scaled(type, &w);
+        for (int from = 0; from < n; from += RUN) {
+            int to = from + RUN < n ? from + RUN : n;
+            if (tabled)
+                multiply_run(type, 1, out, n, &w, from, to, x, x_stride);
+            else
+                multiply_run(type, 0, out, n, &w, from, to, x, x_stride);
+        }
+        for (int t = 0; t < n; t += PHI3C_TOKENS)
+            multiply_list(type, out + t * 16, n, &w, lists + t / PHI3C_TOKENS * list_stride);
         panels += bytes32 * (size_t)w.n32;
         x += sizeof(block_x8);
-        list++;
+        lists++;
     }
 }
 
@@ -687,8 +718,8 @@ INLINE void quantised_pair(const int type, float *out, const uint8_t *panels, si
         quantised_tile(type, out, panel, x, x_stride, n, columns);                                                     \
     }                                                                                                                  \
     static void pair_##name(float *out, const uint8_t *panels, size_t panel_bytes, const uint8_t *x, size_t x_stride,  \
-                            int n, int64_t columns, const outlier_list *lists) {                                       \
-        quantised_pair(type, out, panels, panel_bytes, x, x_stride, n, columns, lists);                                \
+                            int n, int64_t columns, const outlier_list *lists, int64_t list_stride) {                  \
+        quantised_pair(type, out, panels, panel_bytes, x, x_stride, n, columns, lists, list_stride);                   \
     }
 TILE(q4_0, PHI3C_Q4_0)
 TILE(q4_1, PHI3C_Q4_1)

@@ -395,9 +395,10 @@ static void check_pair(int type, const uint8_t *panels, float expected[2][TOKENS
     float *got = exactly((size_t)n * 2 * 16 * 4);
     for (int64_t supers = 0; supers < supers_of(columns); supers++) { /* of the first go */
         memset(got, 0, (size_t)n * 2 * 16 * 4);
-        if (supers) tested.pair[type](got, panels, bytes, rows, stride, n, supers * 256, lists);
+        if (supers) tested.pair[type](got, panels, bytes, rows, stride, n, supers * 256, lists, 0);
         tested.pair[type](got, panels + phi3c_packed_bytes(type, 16, supers * 256), bytes,
-                          rows + (size_t)supers * sizeof(block_x8), stride, n, columns - supers * 256, lists + supers);
+                          rows + (size_t)supers * sizeof(block_x8), stride, n, columns - supers * 256, lists + supers,
+                          0);
         for (int i = 0; i < 2; i++)
             check(all_same(got + i * n * 16, expected[i] + (TOKENS - n) * 16, n * 16),
                   "columns %d, %d of the super-blocks first, %d tokens, panel %d of 2", (int)columns, (int)supers, n,
@@ -760,7 +761,7 @@ static void free_activation(phi3c_activation a) {
 /* Segments of several types, in panels that are not full, against one call of the scalar tile a panel. */
 static void check_matmul(void) {
     static const int segment_types[] = {10, 12, 1, 7}, segment_rows[] = {37, 20, 5, 16}; /* indices of `types` */
-    enum { SEGMENTS = 4, ROWS = 37 + 20 + 5 + 16, COLUMNS = 512, MAX_N = 57 };
+    enum { SEGMENTS = 4, ROWS = 37 + 20 + 5 + 16, COLUMNS = 512, MAX_N = 300 };
     phi3c_pool *one = new_pool(1);
     phi3c_segment segments[SEGMENTS];
     for (int s = 0; s < SEGMENTS; s++) {
@@ -773,8 +774,9 @@ static void check_matmul(void) {
         segments[s] = (phi3c_segment){type, segment_rows[s], panels};
         free(src);
     }
-    static const int batches[] = {1, 7, 8, 48, 53, MAX_N}; /* up to 7 of 48 are not sorted */
-    for (int b = 0; b < 6; b++) {
+    /* up to 7 are not sorted, up to 48 share a list; 288 are multiplied by slices of columns, 300 in two shares */
+    static const int batches[] = {1, 7, 8, 48, 53, 57, 288, MAX_N};
+    for (int b = 0; b < 8; b++) {
         int n = batches[b];
         phi3c_activation x = new_activation(n, COLUMNS);
         for (int i = 0; i < n; i++) random_activation(x.f32 + i * COLUMNS, COLUMNS, i % USUAL_KINDS);
@@ -815,8 +817,8 @@ static void check_matmul(void) {
 
 /* Gate and up, in one segment or in two of different types, against phi3c_matmul and the scalar row kernel. */
 static void check_gate_up(int n_segments) {
-    static const int segment_types[] = {10, 1};    /* indices of `types` */
-    enum { FFN = 352, COLUMNS = 512, MAX_N = 57 }; /* 22 panels */
+    static const int segment_types[] = {10, 1};     /* indices of `types` */
+    enum { FFN = 352, COLUMNS = 512, MAX_N = 300 }; /* 22 panels */
     phi3c_pool *one = new_pool(1);
     phi3c_segment segments[2];
     int rows = 2 * FFN / n_segments;
@@ -829,8 +831,8 @@ static void check_gate_up(int n_segments) {
         segments[s] = (phi3c_segment){type, rows, panels};
         free(src);
     }
-    static const int batches[] = {1, 7, 48, MAX_N};
-    for (int b = 0; b < 4; b++) {
+    static const int batches[] = {1, 7, 48, 57, MAX_N};
+    for (int b = 0; b < 5; b++) {
         int n = batches[b];
         phi3c_activation x = new_activation(n, COLUMNS), expected = new_activation(n, FFN);
         for (int i = 0; i < n; i++) random_activation(x.f32 + i * COLUMNS, COLUMNS, i % USUAL_KINDS);
