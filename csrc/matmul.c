@@ -127,26 +127,31 @@ static void fetch_rows(const float *out, int64_t stride, int64_t n_panels, int64
         for (int64_t i = 0; i < n_panels; i++) prefetch(out + t * stride + i * PHI3C_PANEL);
 }
 
+/* Into the output: the rows of a panel for a token. */
+static inline void store(float *out, const float *result, int64_t rows, enum into into) {
+    switch (into) {
+    case PUT: memcpy(out, result, (size_t)rows * 4); break;
+    case ADD:
+        for (int64_t r = 0; r < rows; r++) out[r] += result[r];
+        break;
+    case SILU_MUL: phi3c_kernel.silu_mul_row(out, out, result, rows);
+    }
+}
+
 /* Panels for tokens [from, to), into the output from column `column` on. */
 static void multiply_into(const matmul_job *job, const phi3c_segment *segment, int64_t panel, int64_t n_panels,
                           int64_t column, int64_t from, int64_t to) {
     _Alignas(64) float tile[TOGETHER * AT_ONCE * PHI3C_PANEL];
-    const float *result = tile;
+    int64_t last_rows = segment->rows - (panel + n_panels - 1) * PHI3C_PANEL;
+    if (last_rows > PHI3C_PANEL) last_rows = PHI3C_PANEL;
     fetch_rows(job->out + column, job->n_rows, n_panels, from, to);
     multiply_panels(tile, segment, panel, n_panels, job->x, from, to);
-    for (int64_t i = panel; i < panel + n_panels; i++, column += PHI3C_PANEL) {
-        int64_t rows = segment->rows - i * PHI3C_PANEL;
-        if (rows > PHI3C_PANEL) rows = PHI3C_PANEL;
-        for (int64_t t = from; t < to; t++, result += PHI3C_PANEL) {
-            float *out = job->out + t * job->n_rows + column;
-            switch (job->into) {
-            case PUT: memcpy(out, result, (size_t)rows * 4); break;
-            case ADD:
-                for (int64_t r = 0; r < rows; r++) out[r] += result[r];
-                break;
-            case SILU_MUL: phi3c_kernel.silu_mul_row(out, out, result, rows);
-            }
-        }
+    for (int64_t t = from; t < to; t++) {
+        float *out = job->out + t * job->n_rows + column;
+        const float *result = tile + (t - from) * PHI3C_PANEL;
+        for (int64_t i = 1; i < n_panels; i++, out += PHI3C_PANEL, result += (to - from) * PHI3C_PANEL)
+            store(out, result, PHI3C_PANEL, job->into);
+        store(out, result, last_rows, job->into);
     }
 }
 
