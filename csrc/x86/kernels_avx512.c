@@ -62,39 +62,84 @@ INLINE float sum_lanes(__m512 v) {
     return _mm_cvtss_f32(_mm_add_ss(b, _mm_movehdup_ps(b)));
 }
 
+/* Lane j of the result is the largest lane of v[j], of unsigned integers. */
+INLINE __m256i largest_lanes(const __m512i v[8]) {
+    __m512i halves[4], quarters[2];
+    for (int i = 0; i < 4; i++) /* 8 lanes of v[2 i], 8 of v[2 i + 1] */
+        halves[i] = _mm512_max_epu32(_mm512_shuffle_i32x4(v[2 * i], v[2 * i + 1], 0x44),
+                                     _mm512_shuffle_i32x4(v[2 * i], v[2 * i + 1], 0xee));
+    for (int i = 0; i < 2; i++) /* 4 lanes of each of v[4 i] to v[4 i + 3] */
+        quarters[i] = _mm512_max_epu32(_mm512_shuffle_i32x4(halves[2 * i], halves[2 * i + 1], 0x88),
+                                       _mm512_shuffle_i32x4(halves[2 * i], halves[2 * i + 1], 0xdd));
+    __m512i pairs = _mm512_max_epu32(_mm512_unpacklo_epi64(quarters[0], quarters[1]),
+                                     _mm512_unpackhi_epi64(quarters[0], quarters[1]));
+    pairs = _mm512_max_epu32(pairs, _mm512_shuffle_epi32(pairs, _MM_PERM_CDAB)); /* of v[i], i, i + 4, i + 4, ... */
+    const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 2, 6, 10, 14, 0, 0, 0, 0, 0, 0, 0, 0);
+    return _mm512_castsi512_si256(_mm512_permutexvar_epi32(order, pairs));
+}
+
+/* 64 integers within int8 as bytes, in order. */
+INLINE __m512i to_bytes(const __m512i q[4]) {
+    const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+    return _mm512_permutexvar_epi32(order,
+                                    _mm512_packs_epi16(_mm512_packs_epi32(q[0], q[1]), _mm512_packs_epi32(q[2], q[3])));
+}
+
+/* Lane g of the result is the sum of bytes 16 g to 16 g + 15 of 256. */
+INLINE __m512i sums_of_16(const __m512i bytes[4]) {
+    __m512i fours[4];
+    for (int i = 0; i < 4; i++) fours[i] = _mm512_dpbusd_epi32(_mm512_setzero_si512(), _mm512_set1_epi8(1), bytes[i]);
+    __m512i low =
+        _mm512_add_epi32(_mm512_unpacklo_epi32(fours[0], fours[1]), _mm512_unpackhi_epi32(fours[0], fours[1]));
+    __m512i high =
+        _mm512_add_epi32(_mm512_unpacklo_epi32(fours[2], fours[3]), _mm512_unpackhi_epi32(fours[2], fours[3]));
+    const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+    return _mm512_permutexvar_epi32(
+        order, _mm512_add_epi32(_mm512_unpacklo_epi64(low, high), _mm512_unpackhi_epi64(low, high)));
+}
+
+/* Lane j of the even ones becomes the sum of lanes j and j + 1. */
+INLINE __m512i add_pairs(__m512i v) { return _mm512_add_epi32(v, _mm512_shuffle_epi32(v, _MM_PERM_CDAB)); }
+
 static void quantize_plain(block_x8 *out, const float x[256]) {
     const __m512i magnitude = _mm512_set1_epi32(0x7fffffff);
-    uint32_t group_bits[8] = {0}, block_bits = 0;
-    for (int j = 0; j < 8; j++) {
-        __m512i a = _mm512_and_si512(_mm512_loadu_si512(x + 32 * j), magnitude);
-        __m512i b = _mm512_and_si512(_mm512_loadu_si512(x + 32 * j + 16), magnitude);
-        group_bits[j] = _mm512_reduce_max_epu32(_mm512_max_epu32(a, b));
-        if (group_bits[j] > block_bits) block_bits = group_bits[j];
-    }
-    float largest, group[8];
+    __m512i lanes[8], bytes[4];
+    for (int j = 0; j < 8; j++)
+        lanes[j] = _mm512_max_epu32(_mm512_and_si512(_mm512_loadu_si512(x + 32 * j), magnitude),
+                                    _mm512_and_si512(_mm512_loadu_si512(x + 32 * j + 16), magnitude));
+    __m256i group_bits = largest_lanes(lanes);
+    uint32_t block_bits = _mm512_reduce_max_epu32(_mm512_zextsi256_si512(group_bits));
+    float largest, scales[8];
     memcpy(&largest, &block_bits, 4);
-    memcpy(group, group_bits, sizeof group);
-    memset(out, 0, offsetof(block_x8, n_outliers));
-    if (block_bits >= 0x7f800000u) {
-        out->d = NAN;
+    if (block_bits >= 0x7f800000u || largest < 0x1p-100f) {
+        memset(out, 0, offsetof(block_x8, n_outliers));
+        if (block_bits >= 0x7f800000u) out->d = NAN;
         return;
     }
-    if (largest < 0x1p-100f) return;
     out->d = largest / 1016.0f;
-    for (int j = 0; j < 8; j++) {
-        int factor = group_factor(group[j], largest), sum[2];
-        __m512 scale = _mm512_set1_ps(group_scale(factor, largest));
-        for (int i = 0; i < 2; i++) {
-            __m512i q = _mm512_cvtps_epi32(_mm512_mul_ps(_mm512_loadu_ps(x + 32 * j + 16 * i), scale));
-            _mm_storeu_si128((__m128i *)(out->q + 32 * j + 16 * i), _mm512_cvtepi32_epi8(q));
-            sum[i] = _mm512_reduce_add_epi32(q);
-            out->nsum16[2 * j + i] = -sum[i];
-            out->sum16[2 * j + i] = (int16_t)(sum[i] * factor);
-        }
-        out->factor[j] = factor;
-        out->nsum32[j] = -(sum[0] + sum[1]);
-        out->sum32[j] = (int16_t)(out->sum16[2 * j] + out->sum16[2 * j + 1]);
+    /* group_factor and group_scale */
+    __m256 eighths = _mm256_mul_ps(_mm256_castsi256_ps(group_bits), _mm256_set1_ps(8.0f / largest));
+    __m256i factor = _mm256_cvttps_epi32(eighths);
+    factor =
+        _mm256_sub_epi32(factor, _mm256_castps_si256(_mm256_cmp_ps(_mm256_cvtepi32_ps(factor), eighths, _CMP_LT_OQ)));
+    factor = _mm256_min_epi32(_mm256_max_epi32(factor, _mm256_set1_epi32(1)), _mm256_set1_epi32(8));
+    _mm256_storeu_ps(scales, _mm256_div_ps(_mm256_set1_ps(1016.0f / largest), _mm256_cvtepi32_ps(factor)));
+    for (int i = 0; i < 4; i++) {
+        __m512i q[4];
+        for (int j = 0; j < 4; j++)
+            q[j] = _mm512_cvtps_epi32(
+                _mm512_mul_ps(_mm512_loadu_ps(x + 64 * i + 16 * j), _mm512_set1_ps(scales[2 * i + j / 2])));
+        bytes[i] = to_bytes(q);
+        _mm512_storeu_si512(out->q + 64 * i, bytes[i]);
     }
+    const __m512i twice = _mm512_setr_epi32(0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 6, 6, 7, 7);
+    __m512i sums = sums_of_16(bytes), negative = _mm512_sub_epi32(_mm512_setzero_si512(), sums);
+    __m512i products = _mm512_mullo_epi32(sums, _mm512_permutexvar_epi32(twice, _mm512_castsi256_si512(factor)));
+    _mm256_storeu_si256((__m256i *)out->factor, factor);
+    _mm256_storeu_si256((__m256i *)out->nsum32, _mm512_cvtepi64_epi32(add_pairs(negative)));
+    _mm512_storeu_si512(out->nsum16, negative);
+    _mm256_storeu_si256((__m256i *)out->sum16, _mm512_cvtepi32_epi16(products));
+    _mm_storeu_si128((__m128i *)out->sum32, _mm512_cvtepi64_epi16(add_pairs(products)));
 }
 
 /* As in kernels_scalar.c. Blocks without outliers are not copied. */
