@@ -25,10 +25,13 @@ typedef union {
 } emulated_m512i;
 
 /* immintrin.h declares these names for every processor, so each gets another one. Some compilers have macros for those
- * that take an immediate. */
+ * that take an immediate or a number for each lane. */
 #undef _mm512_cmp_ps_mask
 #undef _mm512_cvtps_ph
 #undef _mm512_extractf32x8_ps
+#undef _mm512_setr_epi32
+#undef _mm512_shuffle_epi32
+#undef _mm512_shuffle_i32x4
 #define __m512 emulated_m512
 #define __m512i emulated_m512i
 #define _mm512_loadu_ps emulated_loadu_ps
@@ -38,6 +41,7 @@ typedef union {
 #define _mm512_set1_ps emulated_set1_ps
 #define _mm512_set1_epi32 emulated_set1_epi32
 #define _mm512_set1_epi8 emulated_set1_epi8
+#define _mm512_setr_epi32 emulated_setr_epi32
 #define _mm512_setzero_ps emulated_setzero_ps
 #define _mm512_setzero_si512 emulated_setzero_si512
 #define _mm512_add_ps emulated_add_ps
@@ -50,6 +54,15 @@ typedef union {
 #define _mm512_abs_ps emulated_abs_ps
 #define _mm512_broadcast_i32x4 emulated_broadcast_i32x4
 #define _mm512_shuffle_epi8 emulated_shuffle_epi8
+#define _mm512_shuffle_epi32 emulated_shuffle_epi32
+#define _mm512_shuffle_i32x4 emulated_shuffle_i32x4
+#define _mm512_permutexvar_epi32 emulated_permutexvar_epi32
+#define _mm512_unpacklo_epi32 emulated_unpacklo_epi32
+#define _mm512_unpackhi_epi32 emulated_unpackhi_epi32
+#define _mm512_unpacklo_epi64 emulated_unpacklo_epi64
+#define _mm512_unpackhi_epi64 emulated_unpackhi_epi64
+#define _mm512_packs_epi16 emulated_packs_epi16
+#define _mm512_packs_epi32 emulated_packs_epi32
 #define _mm512_and_si512 emulated_and_si512
 #define _mm512_or_si512 emulated_or_si512
 #define _mm512_xor_si512 emulated_xor_si512
@@ -69,6 +82,9 @@ typedef union {
 #define _mm512_castsi512_ps emulated_castsi512_ps
 #define _mm512_extractf32x8_ps emulated_extractf32x8_ps
 #define _mm512_castps512_ps256 emulated_castps512_ps256
+#define _mm512_castsi256_si512 emulated_castsi256_si512
+#define _mm512_castsi512_si256 emulated_castsi512_si256
+#define _mm512_zextsi256_si512 emulated_zextsi256_si512
 #define _mm512_xor_ps emulated_xor_ps
 #define _mm512_cvtepi32_ps emulated_cvtepi32_ps
 #define _mm512_cvtps_epi32 emulated_cvtps_epi32
@@ -78,14 +94,15 @@ typedef union {
 #define _mm512_cvtepu8_epi32 emulated_cvtepu8_epi32
 #define _mm512_cvtepu8_epi16 emulated_cvtepu8_epi16
 #define _mm512_cvtepu16_epi32 emulated_cvtepu16_epi32
-#define _mm512_cvtepi32_epi8 emulated_cvtepi32_epi8
+#define _mm512_cvtepi32_epi16 emulated_cvtepi32_epi16
+#define _mm512_cvtepi64_epi16 emulated_cvtepi64_epi16
+#define _mm512_cvtepi64_epi32 emulated_cvtepi64_epi32
 #define _mm512_dpbusd_epi32 emulated_dpbusd_epi32
 #define _mm512_dpwssd_epi32 emulated_dpwssd_epi32
 #define _mm512_cmp_ps_mask emulated_cmp_ps_mask
 #define _mm512_mask_mov_ps emulated_mask_mov_ps
 #define _mm512_reduce_max_ps emulated_reduce_max_ps
 #define _mm512_reduce_max_epu32 emulated_reduce_max_epu32
-#define _mm512_reduce_add_epi32 emulated_reduce_add_epi32
 
 #define LANES for (int l = 0; l < 16; l++)
 #define LANES16 for (int l = 0; l < 32; l++)
@@ -123,6 +140,11 @@ static inline __m512i _mm512_set1_epi8(char x) {
     __m512i r;
     memset(&r, x, sizeof r);
     return r;
+}
+
+static inline __m512i _mm512_setr_epi32(int l0, int l1, int l2, int l3, int l4, int l5, int l6, int l7, int l8, int l9,
+                                        int l10, int l11, int l12, int l13, int l14, int l15) {
+    return (__m512i){.i32 = {l0, l1, l2, l3, l4, l5, l6, l7, l8, l9, l10, l11, l12, l13, l14, l15}};
 }
 
 static inline __m512i _mm512_broadcast_i32x4(__m128i a) {
@@ -200,6 +222,53 @@ static inline __m512i _mm512_shuffle_epi8(__m512i a, __m512i b) {
     return b;
 }
 
+/* Lane l from lane (order >> 2 (l % 4)) % 4 of the same four. */
+static inline __m512i _mm512_shuffle_epi32(__m512i a, int order) {
+    __m512i r;
+    LANES r.i32[l] = a.i32[l / 4 * 4 + (order >> 2 * (l % 4) & 3)];
+    return r;
+}
+
+/* Sixteen bytes at a time: two of a, then two of b, by two bits of `order` each. */
+static inline __m512i _mm512_shuffle_i32x4(__m512i a, __m512i b, int order) {
+    __m512i r;
+    LANES r.i32[l] = (l < 8 ? a : b).i32[(order >> 2 * (l / 4) & 3) * 4 + l % 4];
+    return r;
+}
+
+static inline __m512i _mm512_permutexvar_epi32(__m512i index, __m512i a) {
+    __m512i r;
+    LANES r.i32[l] = a.i32[index.u32[l] % 16];
+    return r;
+}
+
+/* Of each four lanes: the first two, or the last two, of a and b by turns, `width` lanes a turn. */
+static inline __m512i emulated_unpack(__m512i a, __m512i b, int from, int width) {
+    __m512i r;
+    LANES r.i32[l] = (l / width % 2 ? b : a).i32[l / 4 * 4 + from + (width == 1 ? l % 4 / 2 : l % 2)];
+    return r;
+}
+
+static inline __m512i _mm512_unpacklo_epi32(__m512i a, __m512i b) { return emulated_unpack(a, b, 0, 1); }
+static inline __m512i _mm512_unpackhi_epi32(__m512i a, __m512i b) { return emulated_unpack(a, b, 2, 1); }
+static inline __m512i _mm512_unpacklo_epi64(__m512i a, __m512i b) { return emulated_unpack(a, b, 0, 2); }
+static inline __m512i _mm512_unpackhi_epi64(__m512i a, __m512i b) { return emulated_unpack(a, b, 2, 2); }
+
+static inline int emulated_saturate(int x, int most) { return x > most ? most : x < -most - 1 ? -most - 1 : x; }
+
+/* Of each sixteen bytes: those of a, then those of b, at half their width. */
+static inline __m512i _mm512_packs_epi32(__m512i a, __m512i b) {
+    __m512i r;
+    LANES16 r.i16[l] = (int16_t)emulated_saturate((l % 8 < 4 ? a : b).i32[l / 8 * 4 + l % 4], INT16_MAX);
+    return r;
+}
+
+static inline __m512i _mm512_packs_epi16(__m512i a, __m512i b) {
+    __m512i r;
+    for (int l = 0; l < 64; l++) r.i8[l] = (int8_t)emulated_saturate((l % 16 < 8 ? a : b).i16[l / 16 * 8 + l % 8], 127);
+    return r;
+}
+
 static inline __m512i _mm512_add_epi32(__m512i a, __m512i b) {
     LANES a.u32[l] += b.u32[l];
     return a;
@@ -267,6 +336,18 @@ static inline __m512i _mm512_srli_epi16(__m512i a, unsigned count) {
 static inline __m512i _mm512_castps_si512(__m512 a) { return _mm512_loadu_si512(&a); }
 static inline __m512 _mm512_castsi512_ps(__m512i a) { return _mm512_loadu_ps(&a); }
 static inline __m256 _mm512_extractf32x8_ps(__m512 a, int half) { return _mm256_loadu_ps(a.f32 + 8 * half); }
+static inline __m256i _mm512_castsi512_si256(__m512i a) { return _mm256_loadu_si256((const __m256i *)a.u8); }
+
+/* The upper half is zero, or anything: here what is likely to be noticed. */
+static inline __m512i emulated_widen(__m256i a, int upper) {
+    __m512i r = _mm512_set1_epi32(upper);
+    memcpy(&r, &a, sizeof a);
+    return r;
+}
+
+static inline __m512i _mm512_zextsi256_si512(__m256i a) { return emulated_widen(a, 0); }
+static inline __m512i _mm512_castsi256_si512(__m256i a) { return emulated_widen(a, 0x5a5a5a5a); }
+
 static inline __m256 _mm512_castps512_ps256(__m512 a) { return _mm512_extractf32x8_ps(a, 0); }
 
 /* Bitwise, hence after the casts. */
@@ -337,9 +418,21 @@ static inline __m512i _mm512_cvtepu16_epi32(__m256i a) {
     return r;
 }
 
-static inline __m128i _mm512_cvtepi32_epi8(__m512i a) {
-    uint8_t low[16];
-    LANES low[l] = (uint8_t)a.u32[l];
+static inline __m256i _mm512_cvtepi32_epi16(__m512i a) {
+    uint16_t low[16];
+    LANES low[l] = (uint16_t)a.u32[l];
+    return _mm256_loadu_si256((const __m256i *)low);
+}
+
+static inline __m256i _mm512_cvtepi64_epi32(__m512i a) {
+    uint32_t low[8];
+    for (int l = 0; l < 8; l++) low[l] = a.u32[2 * l];
+    return _mm256_loadu_si256((const __m256i *)low);
+}
+
+static inline __m128i _mm512_cvtepi64_epi16(__m512i a) {
+    uint16_t low[8];
+    for (int l = 0; l < 8; l++) low[l] = a.u16[4 * l];
     return _mm_loadu_si128((const __m128i *)low);
 }
 
@@ -393,10 +486,4 @@ static inline unsigned _mm512_reduce_max_epu32(__m512i a) {
     uint32_t largest = 0;
     LANES if (a.u32[l] > largest) largest = a.u32[l];
     return largest;
-}
-
-static inline int _mm512_reduce_add_epi32(__m512i a) {
-    uint32_t sum = 0;
-    LANES sum += a.u32[l];
-    return (int)sum;
 }
