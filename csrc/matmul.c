@@ -200,7 +200,7 @@ void phi3c_matmul(float *out, const phi3c_segment *segments, int n_segments, phi
 
 /* -- gate and up ------------------------------------------------------------------------------------------ */
 
-enum { PAIRS = TOGETHER / 2 }; /* panels of gate, and as many of up, that stay in L2 */
+enum { PAIRS = TOGETHER / 2 }; /* panels of gate, and as many of up, whose tiles stay in L2 */
 
 typedef struct {
     phi3c_activation out;
@@ -209,7 +209,7 @@ typedef struct {
     int64_t n, at_once;
 } gate_up_job;
 
-/* Items are panels of gate, each with the panel of up that it is multiplied with: while their tiles are in L1. */
+/* Items are panels of gate, each with the panel of up that it is multiplied with, while their tiles are in L2. */
 static void gate_up(void *arg, int64_t first, int64_t last) {
     const gate_up_job *job = arg;
     _Alignas(64) float gate[PAIRS * AT_ONCE * PHI3C_PANEL], up[PAIRS * AT_ONCE * PHI3C_PANEL];

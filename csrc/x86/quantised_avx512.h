@@ -8,7 +8,7 @@
  * Few tokens unpack weights as they multiply, up to FEW sharing a register of them. MANY and more go over two panels at
  * once, whose super-blocks are unpacked to bytes first, 8 KB that stay in L1: Zen 5 starts two vpdpbusd and two loads a
  * cycle, so that a broadcast has to serve two of them. 8 tokens and two panels are 16 sums. TABLED and more are worth a
- * table of products of scales and factors (docs/performance.md). */
+ * table of scales times factors; mins are multiplied for a RUN of tokens (docs/performance.md). */
 #ifndef PHI3C_QUANTISED_AVX512_H
 #define PHI3C_QUANTISED_AVX512_H
 
@@ -648,6 +648,18 @@ INLINE void multiply_blocks(const int type, const int M, const int tabled, float
     }
 }
 
+/* The same for a run: tokens [from, to), at most RUN of them, `from` a multiple of RUN. */
+INLINE void multiply_run(const int type, const int tabled, float *out, int n, super_blocks *w, int from, int to,
+                         const uint8_t *x, size_t x_stride) {
+    int t = from;
+    if (has_mins(type) && !has_blocks_of_32(type))
+        multiply_mins(type, w, x + (size_t)from * x_stride, x_stride, to - from);
+    for (; to - t >= MANY; t += MANY) multiply_blocks(type, MANY, tabled, out, n, w, t, x, x_stride);
+    if (to & 4) multiply_blocks(type, 4, 0, out, n, w, to & ~7, x, x_stride);
+    if (to & 2) multiply_blocks(type, 2, 0, out, n, w, to & ~3, x, x_stride);
+    if (to & 1) multiply_blocks(type, 1, 0, out, n, w, to & ~1, x, x_stride);
+}
+
 /* out[i * n + t] += the super-block of panel i times the outliers of many tokens. */
 INLINE void multiply_list(const int type, float *out, int n, const super_blocks *w, const outlier_list *list) {
     for (uint32_t j = 0; j < list->n;) {
@@ -668,24 +680,12 @@ INLINE void multiply_list(const int type, float *out, int n, const super_blocks 
     }
 }
 
-/* The same for tokens [from, to), at most RUN of them; `from` is a multiple of RUN. */
-INLINE void multiply_run(const int type, const int tabled, float *out, int n, super_blocks *w, int from, int to,
-                         const uint8_t *x, size_t x_stride) {
-    int t = from;
-    if (has_mins(type) && !has_blocks_of_32(type))
-        multiply_mins(type, w, x + (size_t)from * x_stride, x_stride, to - from);
-    for (; to - t >= MANY; t += MANY) multiply_blocks(type, MANY, tabled, out, n, w, t, x, x_stride);
-    if (to & 4) multiply_blocks(type, 4, 0, out, n, w, to & ~7, x, x_stride);
-    if (to & 2) multiply_blocks(type, 2, 0, out, n, w, to & ~3, x, x_stride);
-    if (to & 1) multiply_blocks(type, 1, 0, out, n, w, to & ~1, x, x_stride);
-}
-
 INLINE void quantised_pair(const int type, float *out, const uint8_t *panels, size_t panel_bytes, const uint8_t *x,
                            size_t x_stride, int n, int64_t columns, const outlier_list *lists, int64_t list_stride) {
     const size_t bytes32 = phi3c_packed_bytes(type, 16, 256) / 8;
     const size_t ahead = n < 2 * MANY ? 2 : 1; /* super-blocks: less time each, more of them */
     for (int64_t left = columns / 32; left > 0; left -= 8) {
-        super_blocks w; /* not cleared: 19 KB */
+        super_blocks w; /* not cleared: 21 KB */
         w.bytes32 = bytes32;
         w.n32 = left < 8 ? (int)left : 8;
         w.to_come[0] = panels + ahead * bytes32 * 8;
