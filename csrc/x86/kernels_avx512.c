@@ -78,11 +78,14 @@ INLINE __m256i largest_lanes(const __m512i v[8]) {
     return _mm512_castsi512_si256(_mm512_permutexvar_epi32(order, pairs));
 }
 
+/* Lane 4 i + j becomes lane 4 j + i. */
+INLINE __m512i transpose(__m512i v) {
+    return _mm512_permutexvar_epi32(_mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15), v);
+}
+
 /* 64 integers within int8 as bytes, in order. */
 INLINE __m512i to_bytes(const __m512i q[4]) {
-    const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
-    return _mm512_permutexvar_epi32(order,
-                                    _mm512_packs_epi16(_mm512_packs_epi32(q[0], q[1]), _mm512_packs_epi32(q[2], q[3])));
+    return transpose(_mm512_packs_epi16(_mm512_packs_epi32(q[0], q[1]), _mm512_packs_epi32(q[2], q[3])));
 }
 
 /* Lane g of the result is the sum of bytes 16 g to 16 g + 15 of 256. */
@@ -93,9 +96,7 @@ INLINE __m512i sums_of_16(const __m512i bytes[4]) {
         _mm512_add_epi32(_mm512_unpacklo_epi32(fours[0], fours[1]), _mm512_unpackhi_epi32(fours[0], fours[1]));
     __m512i high =
         _mm512_add_epi32(_mm512_unpacklo_epi32(fours[2], fours[3]), _mm512_unpackhi_epi32(fours[2], fours[3]));
-    const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
-    return _mm512_permutexvar_epi32(
-        order, _mm512_add_epi32(_mm512_unpacklo_epi64(low, high), _mm512_unpackhi_epi64(low, high)));
+    return transpose(_mm512_add_epi32(_mm512_unpacklo_epi64(low, high), _mm512_unpackhi_epi64(low, high)));
 }
 
 /* Lane j of the even ones becomes the sum of lanes j and j + 1. */
