@@ -53,6 +53,10 @@ typedef struct {
 #define OUTLIER 10.0f
 enum { MOST_OUTLIERS = 25 }; /* of a block of 256: more cannot exceed ten times the mean */
 
+/* What 16 codes, by magnitude, and 32 codes of one sign may add up to so that their sums times weights fit int16:
+ * signed ones of 6 bits, 32 * 1023, and unsigned ones of 4, 15 * 2184. */
+enum { MOST_OF_16 = 1023, MOST_OF_SIGN = 2184 };
+
 /* 256 activations, 32 to an integer factor: x[i] = q[i] * factor[i / 32] * d, but for outliers, whose q is 0.
  *
  * |q| <= 127, factor is 1 to 8: the range of a group of 32 in eighths of the block's, so d is 1/8 of a plain int8
@@ -72,7 +76,9 @@ typedef struct {
     int16_t sum16[16];  /* sum of q * factor over 16, for the mins of q2_K */
     int16_t sum32[8];   /* sum of q * factor over 32, for mins */
     float d;
-    uint32_t n_outliers;
+    uint8_t wide16; /* bit j: 16 codes of group j have more than MOST_OF_16 */
+    uint8_t wide32; /* bit j: codes of one sign in group j have more than MOST_OF_SIGN */
+    uint16_t n_outliers;
     outlier_x8 outliers[MOST_OUTLIERS]; /* by column; the first shares a line with d */
 } block_x8;
 

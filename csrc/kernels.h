@@ -78,6 +78,14 @@ static inline int group_factor(float group, float largest) {
 /* What the activations of such a group are multiplied with: its range becomes 127. */
 static inline float group_scale(int factor, float largest) { return 1016.0f / largest / (float)factor; }
 
+/* Bit j of a block's wide16 and wide32, from the magnitudes of either half of group j and the sum of all. */
+static inline unsigned wide16_bit(int j, int first, int second) {
+    return (unsigned)(first > MOST_OF_16 || second > MOST_OF_16) << j;
+}
+static inline unsigned wide32_bit(int j, int first, int second, int sum) {
+    return (unsigned)(first + second + (sum < 0 ? -sum : sum) > 2 * MOST_OF_SIGN) << j;
+}
+
 /* Of the keys, or the values, of a kv head in a page of q8_0: 64 positions times head_dim / 32 halves. */
 static inline size_t q8_0_scale_bytes(int head_dim) { return (size_t)(head_dim / 32) * PHI3C_TILE * sizeof(f16); }
 

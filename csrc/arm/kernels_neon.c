@@ -130,7 +130,7 @@ static void quantize_plain(block_x8 *out, const float x[256]) {
     if (largest < 0x1p-100f) return;
     out->d = largest / 1016.0f;
     for (int j = 0; j < 8; j++) {
-        int factor = group_factor(group[j], largest), sum[2];
+        int factor = group_factor(group[j], largest), sum[2], magnitude[2];
         float scale = group_scale(factor, largest);
         for (int i = 0; i < 2; i++) {
             int16x4_t words[4];
@@ -140,15 +140,19 @@ static void quantize_plain(block_x8 *out, const float x[256]) {
                 total = vaddq_s32(total, q);
                 words[k] = vmovn_s32(q);
             }
-            vst1_s8(out->q + 32 * j + 16 * i, vmovn_s16(vcombine_s16(words[0], words[1])));
-            vst1_s8(out->q + 32 * j + 16 * i + 8, vmovn_s16(vcombine_s16(words[2], words[3])));
+            int8x16_t bytes =
+                vcombine_s8(vmovn_s16(vcombine_s16(words[0], words[1])), vmovn_s16(vcombine_s16(words[2], words[3])));
+            vst1q_s8(out->q + 32 * j + 16 * i, bytes);
             sum[i] = vaddvq_s32(total);
+            magnitude[i] = vaddlvq_u8(vreinterpretq_u8_s8(vabsq_s8(bytes)));
             out->nsum16[2 * j + i] = -sum[i];
             out->sum16[2 * j + i] = (int16_t)(sum[i] * factor);
         }
         out->factor[j] = factor;
         out->nsum32[j] = -(sum[0] + sum[1]);
         out->sum32[j] = (int16_t)(out->sum16[2 * j] + out->sum16[2 * j + 1]);
+        out->wide16 |= (uint8_t)wide16_bit(j, magnitude[0], magnitude[1]);
+        out->wide32 |= (uint8_t)wide32_bit(j, magnitude[0], magnitude[1], sum[0] + sum[1]);
     }
 }
 
@@ -167,7 +171,7 @@ static void quantize_block(block_x8 *out, const float *x, int n) {
             largest = vmaxq_f32(largest, magnitude);
         }
     float limit = outlier_limit(sum_lanes(lanes), n);
-    uint32_t n_outliers = 0;
+    uint16_t n_outliers = 0;
     if (vmaxvq_f32(largest) > limit) {
         for (int i = 0; i < 256; i += 4) {
             float32x4_t v = vld1q_f32(x + i);

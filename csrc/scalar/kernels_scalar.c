@@ -277,13 +277,14 @@ static void quantize_plain(block_x8 *out, const float x[256]) {
     if (largest < 0x1p-100f) return;
     out->d = largest / 1016.0f; /* 127 * 8 */
     for (int j = 0; j < 8; j++) {
-        int factor = group_factor(group[j], largest), sum[2] = {0, 0};
+        int factor = group_factor(group[j], largest), sum[2] = {0, 0}, magnitude[2] = {0, 0};
         float scale = group_scale(factor, largest);
         for (int i = 0; i < 32; i++) {
             float q = x[32 * j + i] * scale;
             q = (q + PHI3C_ROUND) - PHI3C_ROUND; /* to nearest, ties to even */
             out->q[32 * j + i] = (int8_t)q;
             sum[i / 16] += (int)q;
+            magnitude[i / 16] += (int)fabsf(q);
         }
         out->factor[j] = factor;
         out->nsum16[2 * j] = -sum[0];
@@ -292,6 +293,8 @@ static void quantize_plain(block_x8 *out, const float x[256]) {
         out->sum16[2 * j] = (int16_t)(sum[0] * factor);
         out->sum16[2 * j + 1] = (int16_t)(sum[1] * factor);
         out->sum32[j] = (int16_t)(out->sum16[2 * j] + out->sum16[2 * j + 1]);
+        out->wide16 |= (uint8_t)wide16_bit(j, magnitude[0], magnitude[1]);
+        out->wide32 |= (uint8_t)wide32_bit(j, magnitude[0], magnitude[1], sum[0] + sum[1]);
     }
 }
 
@@ -301,7 +304,7 @@ static void quantize_block(block_x8 *out, const float *x, int n) {
     memcpy(rest, x, (size_t)n * sizeof(float));
     for (int i = 0; i < 256; i++) lanes[i % 16] += fabsf(rest[i]);
     float limit = outlier_limit(sum_lanes(lanes), n);
-    uint32_t n_outliers = 0;
+    uint16_t n_outliers = 0;
     for (uint32_t i = 0; i < 256; i++) {
         if (!(fabsf(rest[i]) > limit)) continue;
         out->outliers[n_outliers++] = (outlier_x8){rest[i], i};

@@ -159,7 +159,7 @@ static void quantize_plain(block_x8 *out, const float x[256]) {
     if (largest < 0x1p-100f) return;
     out->d = largest / 1016.0f;
     for (int j = 0; j < 8; j++) {
-        int factor = group_factor(group[j], largest), sum[2];
+        int factor = group_factor(group[j], largest), sum[2], magnitude[2];
         __m256 scale = _mm256_set1_ps(group_scale(factor, largest));
         for (int i = 0; i < 2; i++) {
             const float *from = x + 32 * j + 16 * i;
@@ -167,7 +167,10 @@ static void quantize_plain(block_x8 *out, const float x[256]) {
             __m256i q1 = _mm256_cvtps_epi32(_mm256_mul_ps(_mm256_loadu_ps(from + 8), scale));
             __m128i words0 = _mm_packs_epi32(_mm256_castsi256_si128(q0), upper(q0));
             __m128i words1 = _mm_packs_epi32(_mm256_castsi256_si128(q1), upper(q1));
-            _mm_storeu_si128((__m128i *)(out->q + 32 * j + 16 * i), _mm_packs_epi16(words0, words1));
+            __m128i bytes = _mm_packs_epi16(words0, words1);
+            _mm_storeu_si128((__m128i *)(out->q + 32 * j + 16 * i), bytes);
+            __m128i eights = _mm_sad_epu8(_mm_abs_epi8(bytes), _mm_setzero_si128()); /* two sums of 8 magnitudes */
+            magnitude[i] = _mm_cvtsi128_si32(eights) + _mm_extract_epi16(eights, 4);
             sum[i] = sum_i32(_mm256_add_epi32(q0, q1));
             out->nsum16[2 * j + i] = -sum[i];
             out->sum16[2 * j + i] = (int16_t)(sum[i] * factor);
@@ -175,6 +178,8 @@ static void quantize_plain(block_x8 *out, const float x[256]) {
         out->factor[j] = factor;
         out->nsum32[j] = -(sum[0] + sum[1]);
         out->sum32[j] = (int16_t)(out->sum16[2 * j] + out->sum16[2 * j + 1]);
+        out->wide16 |= (uint8_t)wide16_bit(j, magnitude[0], magnitude[1]);
+        out->wide32 |= (uint8_t)wide32_bit(j, magnitude[0], magnitude[1], sum[0] + sum[1]);
     }
 }
 
@@ -193,7 +198,7 @@ static void quantize_block(block_x8 *out, const float *x, int n) {
         largest = _mm256_max_ps(largest, magnitude);
     }
     __m256 limit = _mm256_set1_ps(outlier_limit(sum_lanes(lanes[0], lanes[1]), n));
-    uint32_t n_outliers = 0;
+    uint16_t n_outliers = 0;
     if (_mm256_movemask_ps(_mm256_cmp_ps(largest, limit, _CMP_GT_OQ))) {
         for (int i = 0; i < 256; i += 8) {
             __m256 v = _mm256_loadu_ps(x + i), apart = _mm256_cmp_ps(_mm256_andnot_ps(sign, v), limit, _CMP_GT_OQ);

@@ -104,7 +104,7 @@ INLINE __m512i add_pairs(__m512i v) { return _mm512_add_epi32(v, _mm512_shuffle_
 
 static void quantize_plain(block_x8 *out, const float x[256]) {
     const __m512i magnitude = _mm512_set1_epi32(0x7fffffff);
-    __m512i lanes[8], bytes[4];
+    __m512i lanes[8], bytes[4], magnitudes[4];
     for (int j = 0; j < 8; j++)
         lanes[j] = _mm512_max_epu32(_mm512_and_si512(_mm512_loadu_si512(x + 32 * j), magnitude),
                                     _mm512_and_si512(_mm512_loadu_si512(x + 32 * j + 16), magnitude));
@@ -131,6 +131,7 @@ static void quantize_plain(block_x8 *out, const float x[256]) {
             q[j] = _mm512_cvtps_epi32(
                 _mm512_mul_ps(_mm512_loadu_ps(x + 64 * i + 16 * j), _mm512_set1_ps(scales[2 * i + j / 2])));
         bytes[i] = to_bytes(q);
+        magnitudes[i] = _mm512_abs_epi8(bytes[i]);
         _mm512_storeu_si512(out->q + 64 * i, bytes[i]);
     }
     const __m512i twice = _mm512_setr_epi32(0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 6, 6, 7, 7);
@@ -141,6 +142,12 @@ static void quantize_plain(block_x8 *out, const float x[256]) {
     _mm512_storeu_si512(out->nsum16, negative);
     _mm256_storeu_si256((__m256i *)out->sum16, _mm512_cvtepi32_epi16(products));
     _mm_storeu_si128((__m128i *)out->sum32, _mm512_cvtepi64_epi16(add_pairs(products)));
+    /* wide16_bit and wide32_bit */
+    __m512i halves = sums_of_16(magnitudes),
+            sign = _mm512_add_epi32(add_pairs(halves), _mm512_abs_epi32(add_pairs(sums)));
+    halves = _mm512_max_epi32(halves, _mm512_shuffle_epi32(halves, _MM_PERM_CDAB));
+    out->wide16 = _mm256_cmpgt_epi32_mask(_mm512_cvtepi64_epi32(halves), _mm256_set1_epi32(MOST_OF_16));
+    out->wide32 = _mm256_cmpgt_epi32_mask(_mm512_cvtepi64_epi32(sign), _mm256_set1_epi32(2 * MOST_OF_SIGN));
 }
 
 /* As in kernels_scalar.c. Blocks without outliers are not copied. */
@@ -157,7 +164,7 @@ static void quantize_block(block_x8 *out, const float *x, int n) {
         largest = _mm512_max_ps(largest, magnitude);
     }
     __m512 limit = _mm512_set1_ps(outlier_limit(sum_lanes(lanes), n));
-    uint32_t n_outliers = 0;
+    uint16_t n_outliers = 0;
     if (_mm512_cmp_ps_mask(largest, limit, _CMP_GT_OQ)) {
         for (int i = 0; i < 256; i += 16) {
             __m512 v = _mm512_loadu_ps(x + i);

@@ -5,10 +5,12 @@
  * activations broadcast from memory, and no sum ever crosses lanes. Unpacking runs on other pipes than multiplying;
  * every other multiplication takes a slot from vpdpbusd.
  *
- * Few tokens unpack weights as they multiply, up to FEW sharing a register of them. MANY and more go over two panels at
+ * Few tokens unpack weights as they multiply, up to FEW sharing a register of them. 8 and more go over two panels at
  * once, whose super-blocks are unpacked to bytes first, 8 KB that stay in L1: Zen 5 starts two vpdpbusd and two loads a
- * cycle, so that a broadcast has to serve two of them. 8 tokens and two panels are 16 sums. TABLED and more are worth a
- * table of scales times factors; mins are multiplied for a RUN of tokens (docs/performance.md). */
+ * cycle, so that a broadcast has to serve two of them. A store of 64 bytes holds both multipliers up, so no sum may
+ * leave the registers: 6 tokens have 12 sums and 12 totals, 4 tokens 16 sums where they go by pairs, and 8 totals.
+ * TABLED and more are worth a table of scales times factors; mins are multiplied for a RUN of tokens
+ * (docs/performance.md). */
 #ifndef PHI3C_QUANTISED_AVX512_H
 #define PHI3C_QUANTISED_AVX512_H
 
@@ -16,7 +18,7 @@
 
 #include "../kernels.h"
 
-enum { FEW = 4, MANY = 8, TABLED = 32, RUN = 64 };
+enum { FEW = 4, MOST = 6, TABLED = 32, RUN = 48 };
 
 INLINE __m512i load(const uint8_t *p) { return _mm512_loadu_si512(p); }
 INLINE __m128i load16(const uint8_t *p) { return _mm_loadu_si128((const __m128i *)p); }
@@ -56,6 +58,16 @@ INLINE const uint8_t *planes_of(const int type, const uint8_t *p) { return p + (
 /* K types whose groups have 32 columns, not 16. */
 INLINE int has_groups_of_32(const int type) { return type == PHI3C_Q4_K || type == PHI3C_Q5_K || type == PHI3C_IQ4_XS; }
 
+/* K types whose sums of a group mostly fit 16 bits, those of q2_K and q3_K always: they go by pairs, side by side. */
+INLINE int has_pairs(const int type) {
+    return type == PHI3C_Q2_K || type == PHI3C_Q3_K || type == PHI3C_Q4_K || type == PHI3C_Q6_K;
+}
+
+/* Bit s: not those of group s of 32. */
+INLINE int wide_groups(const int type, const block_x8 *block) {
+    return type == PHI3C_Q6_K ? block->wide16 : type == PHI3C_Q4_K ? block->wide32 : 0;
+}
+
 /* Log2 of what the unsigned weights here exceed the signed ones by; 0 of the types that have mins instead. */
 INLINE unsigned bias_bits(const int type) {
     switch (type) {
@@ -70,6 +82,11 @@ INLINE unsigned bias_bits(const int type) {
     }
 }
 INLINE int has_mins(const int type) { return !bias_bits(type); }
+
+/* First sums in the lower 16 bits of each lane, second in the upper; they fit. */
+INLINE __m512i side_by_side(__m512i first, __m512i second) {
+    return _mm512_mask_blend_epi16(0xaaaaaaaau, first, _mm512_slli_epi32(second, 16));
+}
 
 /* Where a sum begins so that it ends as that of signed weights; nsum: of the activations, in a block. */
 INLINE __m512i start_of(const int type, const int32_t *nsum) {
@@ -468,7 +485,7 @@ typedef struct {
     int n32;
     uint8_t planes[2][256];                  /* six-bit scales and mins, as bytes, of the types that have them */
     _Alignas(64) uint8_t bytes[2][256 * 16]; /* unsigned weights, [4 columns][16 rows][4] */
-    __m512i scaled[8][9];                    /* of groups of 32: scales_of_both times a factor, 0 in blocks of zeros */
+    __m512i scaled[2][8][9];                 /* scales_of_group times a factor, which is 0 in blocks of zeros */
     float minsums[2][RUN * 16];              /* of the K types with mins: sum of min * sum32 of a token of the run */
 } super_blocks;
 
@@ -502,13 +519,14 @@ INLINE void multiply_mins(const int type, super_blocks *w, const uint8_t *x, siz
     }
 }
 
-/* sum[i][t] += columns 4 from to 4 to - 1 of group s of panel i, times token t. */
-INLINE void dot(const int M, __m512i sum[2][MANY], const super_blocks *w, int s, const int from, const int to,
-                const uint8_t *x, size_t x_stride) {
-    UNROLL for (int g = from; g < to; g++) {
-        __m512i w0 = load(w->bytes[0] + s * 512 + g * 64), w1 = load(w->bytes[1] + s * 512 + g * 64);
+/* sum[i][t] += `quads` times four columns of panel i, from `column` on, times token t. */
+INLINE void dot(const int M, __m512i sum[2][MOST], const super_blocks *w, int column, const int quads, const uint8_t *x,
+                size_t x_stride) {
+    UNROLL for (int g = 0; g < quads; g++) {
+        const int at = column + 4 * g;
+        __m512i w0 = load(w->bytes[0] + at * 16), w1 = load(w->bytes[1] + at * 16);
         UNROLL for (int t = 0; t < M; t++) {
-            __m512i a = broadcast32(token(x, x_stride, t)->q + 32 * s + 4 * g);
+            __m512i a = broadcast32(token(x, x_stride, t)->q + at);
             KEEP(a);
             sum[0][t] = _mm512_dpbusd_epi32(sum[0][t], w0, a);
             sum[1][t] = _mm512_dpbusd_epi32(sum[1][t], w1, a);
@@ -516,86 +534,121 @@ INLINE void dot(const int M, __m512i sum[2][MANY], const super_blocks *w, int s,
     }
 }
 
+/* The same of two groups of `columns` by turns: 4 tokens are 16 chains then, and the second sums need not wait. */
+INLINE void dot_two(const int M, __m512i first[2][MOST], __m512i second[2][MOST], const super_blocks *w, int column,
+                    const int columns, const uint8_t *x, size_t x_stride) {
+    UNROLL for (int g = 0; g < columns / 4; g++) {
+        dot(M, first, w, column + 4 * g, 1, x, x_stride);
+        dot(M, second, w, column + columns + 4 * g, 1, x, x_stride);
+    }
+}
+
 /* Sums of M tokens where they begin; nsum: the first token's. */
-INLINE void begin(const int type, const int M, __m512i sum[2][MANY], const int32_t *nsum, size_t x_stride) {
+INLINE void begin(const int type, const int M, __m512i sum[2][MOST], const int32_t *nsum, size_t x_stride) {
     UNROLL for (int t = 0; t < M; t++) sum[0][t] = sum[1][t] =
         start_of(type, (const int32_t *)((const uint8_t *)nsum + (size_t)t * x_stride));
 }
 
-/* K types: the scales of group s of 32 of both panels, side by side in 16 bits each, so that one multiplication by a
- * factor serves both: those of iq4_xs are negative too, up to 32 * 8. */
-INLINE __m512i scales_of_both(const int type, const super_blocks *w, int s) {
-    __m512i scale0 = scale_of(type, w->panel[0], w->planes[0], 2 * s);
-    __m512i scale1 = scale_of(type, w->panel[1], w->planes[1], 2 * s);
-    return _mm512_add_epi32(scale0, _mm512_slli_epi32(scale1, 16));
+/* K types: scales of group s of 32 columns of panel i. Where sums go by pairs, as 16-bit numbers: one for either group
+ * of 16 columns, or, of q4_K, one in the half that group s has in a pair, beside a 0. */
+INLINE __m512i scales_of_group(const int type, const super_blocks *w, const int i, int s) {
+    __m512i scale = scale_of(type, w->panel[i], w->planes[i], 2 * s);
+    if (!has_pairs(type)) return scale;
+    if (has_groups_of_32(type)) return s % 2 ? _mm512_slli_epi32(scale, 16) : scale;
+    return side_by_side(scale, scale_of(type, w->panel[i], w->planes[i], 2 * s + 1));
 }
 
 /* By additions, which take no slot from multiplications. */
 INLINE void fill_scaled(const int type, super_blocks *w) {
-    UNROLL for (int s = 0; s < 8; s++) {
-        const __m512i both = scales_of_both(type, w, s);
+    UNROLL for (int i = 0; i < 2; i++) UNROLL for (int s = 0; s < 8; s++) {
+        const __m512i scales = scales_of_group(type, w, i, s);
         __m512i scaled = _mm512_setzero_si512();
-        UNROLL for (int i = 0; i <= 8; i++, scaled = _mm512_add_epi32(scaled, both)) w->scaled[s][i] = scaled;
-    }
-}
-
-/* K types, groups of 32: total += group s. */
-INLINE void k32_group(const int type, const int M, const int tabled, __m512i total[2][MANY], const super_blocks *w,
-                      int s, const uint8_t *x, size_t x_stride) {
-    __m512i sum[2][MANY], both = tabled ? _mm512_setzero_si512() : scales_of_both(type, w, s);
-    begin(type, M, sum, &token(x, x_stride, 0)->nsum32[s], x_stride);
-    dot(M, sum, w, s, 0, 8, x, x_stride);
-    UNROLL for (int t = 0; t < M; t++) {
-        const int32_t *factor = &token(x, x_stride, t)->factor[s];
-        __m512i scaled = tabled ? w->scaled[s][*factor] : _mm512_mullo_epi32(both, broadcast32(factor));
-        __m512i scale0 = _mm512_and_si512(scaled, _mm512_set1_epi32(0xffff)), scale1 = _mm512_srli_epi32(scaled, 16);
-        if (type == PHI3C_IQ4_XS) {
-            scale0 = _mm512_srai_epi32(_mm512_slli_epi32(scaled, 16), 16);
-            scale1 = _mm512_srai_epi32(_mm512_sub_epi32(scaled, scale0), 16);
+        UNROLL for (int f = 0; f <= 8; f++) {
+            w->scaled[i][s][f] = scaled;
+            scaled = has_pairs(type) ? _mm512_add_epi16(scaled, scales) : _mm512_add_epi32(scaled, scales);
         }
-        total[0][t] = _mm512_add_epi32(total[0][t], _mm512_mullo_epi32(sum[0][t], scale0));
-        total[1][t] = _mm512_add_epi32(total[1][t], _mm512_mullo_epi32(sum[1][t], scale1));
     }
 }
 
-/* K types, groups of 16: total += group s of 32. */
-INLINE void k16_group(const int type, const int M, __m512i total[2][MANY], const super_blocks *w, int s,
-                      const uint8_t *x, size_t x_stride) {
-    __m512i first[2][MANY], second[2][MANY];
-    begin(type, M, first, &token(x, x_stride, 0)->nsum16[2 * s], x_stride);
-    dot(M, first, w, s, 0, 4, x, x_stride);
+/* total += sum times the scales and factors of group g of 16 columns, or of the 32 that begin with them. */
+INLINE void add_scaled(const int type, const int M, __m512i total[2][MOST], __m512i sum[2][MOST], const super_blocks *w,
+                       int g, const uint8_t *x, size_t x_stride) {
     UNROLL for (int i = 0; i < 2; i++) {
-        __m512i scale = scale_of(type, w->panel[i], w->planes[i], 2 * s);
-        UNROLL for (int t = 0; t < M; t++) first[i][t] = _mm512_mullo_epi32(first[i][t], scale);
-    }
-    begin(type, M, second, &token(x, x_stride, 0)->nsum16[2 * s + 1], x_stride);
-    dot(M, second, w, s, 4, 8, x, x_stride);
-    UNROLL for (int i = 0; i < 2; i++) {
-        __m512i scale = scale_of(type, w->panel[i], w->planes[i], 2 * s + 1);
+        __m512i scale = scale_of(type, w->panel[i], w->planes[i], g);
         UNROLL for (int t = 0; t < M; t++) {
-            __m512i sum = _mm512_add_epi32(first[i][t], _mm512_mullo_epi32(second[i][t], scale));
-            sum = _mm512_mullo_epi32(sum, broadcast32(&token(x, x_stride, t)->factor[s]));
-            total[i][t] = _mm512_add_epi32(total[i][t], sum);
+            __m512i scaled = _mm512_mullo_epi32(scale, broadcast32(&token(x, x_stride, t)->factor[g / 2]));
+            total[i][t] = _mm512_add_epi32(total[i][t], _mm512_mullo_epi32(sum[i][t], scaled));
+        }
+    }
+}
+
+/* total += group s of 32 columns, whose sums may take more than 16 bits. */
+INLINE void multiply_group(const int type, const int M, const int tabled, __m512i total[2][MOST], const super_blocks *w,
+                           int s, const uint8_t *x, size_t x_stride) {
+    __m512i sum[2][MOST];
+    begin(type, M, sum, &token(x, x_stride, 0)->nsum32[s], x_stride);
+    dot(M, sum, w, 32 * s, 8, x, x_stride);
+    if (!tabled) {
+        add_scaled(type, M, total, sum, w, 2 * s, x, x_stride);
+        return;
+    }
+    UNROLL for (int t = 0; t < M; t++) {
+        const int32_t factor = token(x, x_stride, t)->factor[s];
+        UNROLL for (int i = 0; i < 2; i++) total[i][t] =
+            _mm512_add_epi32(total[i][t], _mm512_mullo_epi32(sum[i][t], w->scaled[i][s][factor]));
+    }
+}
+
+/* total += two groups of 32 columns from group s on, or both of 16 of group s. One vpdpwssd multiplies two sums by
+ * their scales, unless some are wide, which is rare (blocks.h). */
+INLINE void multiply_pair(const int type, const int M, const int tabled, int wide, __m512i total[2][MOST],
+                          const super_blocks *w, int s, const uint8_t *x, size_t x_stride) {
+    const int columns = has_groups_of_32(type) ? 32 : 16, g0 = 2 * s, g1 = g0 + columns / 16;
+    __m512i first[2][MOST], second[2][MOST], scales[2];
+    begin(type, M, first, &token(x, x_stride, 0)->nsum16[g0], x_stride);
+    begin(type, M, second, &token(x, x_stride, 0)->nsum16[g1], x_stride);
+    dot_two(M, first, second, w, 32 * s, columns, x, x_stride);
+    if (wide) {
+        add_scaled(type, M, total, first, w, g0, x, x_stride);
+        add_scaled(type, M, total, second, w, g1, x, x_stride);
+        return;
+    }
+    UNROLL for (int i = 0; i < 2; i++) {
+        scales[i] = tabled ? _mm512_setzero_si512() : scales_of_group(type, w, i, s);
+        if (!tabled && columns == 32) scales[i] = _mm512_or_si512(scales[i], scales_of_group(type, w, i, s + 1));
+    }
+    UNROLL for (int t = 0; t < M; t++) {
+        const int32_t *factor = token(x, x_stride, t)->factor, f0 = factor[g0 / 2], f1 = factor[g1 / 2];
+        UNROLL for (int i = 0; i < 2; i++) {
+            __m512i scaled;
+            if (tabled) {
+                scaled = w->scaled[i][s][f0];
+                if (columns == 32) scaled = _mm512_or_si512(scaled, w->scaled[i][s + 1][f1]);
+            } else {
+                scaled = _mm512_mullo_epi16(scales[i], _mm512_set1_epi32(f0 | f1 << 16));
+            }
+            total[i][t] = _mm512_dpwssd_epi32(total[i][t], side_by_side(first[i][t], second[i][t]), scaled);
         }
     }
 }
 
 /* While group s is multiplied with the first tokens: a share of the super-blocks to come. Asked for all at once, they
  * keep what is read meanwhile waiting: 8 tokens out of memory take 1.8 to 2.0 times as long, 48 take 1.26. */
-INLINE void fetch_share(const super_blocks *w, int s) {
+INLINE void fetch_shares(const super_blocks *w, int s, int n) {
     for (int i = 0; i < 2; i++)
-        for (size_t at = 0; at < w->bytes32; at += 64) prefetch(w->to_come[i] + (size_t)s * w->bytes32 + at);
+        for (size_t at = 0; at < (size_t)n * w->bytes32; at += 64)
+            prefetch(w->to_come[i] + (size_t)s * w->bytes32 + at);
 }
 
 /* Types of 32: part = the super-blocks times M blocks, of tokens t0 and on. */
-INLINE void legacy_parts(const int type, const int M, __m512 part[2][MANY], const super_blocks *w, int t0,
+INLINE void legacy_parts(const int type, const int M, __m512 part[2][MOST], const super_blocks *w, int t0,
                          const uint8_t *x, size_t x_stride) {
     UNROLL for (int t = 0; t < M; t++) part[0][t] = part[1][t] = _mm512_setzero_ps();
     for (int s = 0; s < w->n32; s++) {
-        __m512i sum[2][MANY];
-        if (t0 == 0) fetch_share(w, s);
+        __m512i sum[2][MOST];
+        if (t0 == 0) fetch_shares(w, s, 1);
         begin(type, M, sum, &token(x, x_stride, 0)->nsum32[s], x_stride);
-        dot(M, sum, w, s, 0, 8, x, x_stride);
+        dot(M, sum, w, 32 * s, 8, x, x_stride);
         UNROLL for (int i = 0; i < 2; i++) {
             __m512 d = load_halves(w->panel[i] + s * 32);
             __m512 m = has_mins(type) ? load_halves(w->panel[i] + (w->n32 + s) * 32) : d;
@@ -610,16 +663,19 @@ INLINE void legacy_parts(const int type, const int M, __m512 part[2][MANY], cons
 }
 
 /* K types: part = the super-blocks times M blocks, of tokens t0 and on. */
-INLINE void k_parts(const int type, const int M, const int tabled, __m512 part[2][MANY], const super_blocks *w, int t0,
+INLINE void k_parts(const int type, const int M, const int tabled, __m512 part[2][MOST], const super_blocks *w, int t0,
                     const uint8_t *x, size_t x_stride) {
-    __m512i total[2][MANY];
+    __m512i total[2][MOST];
     UNROLL for (int t = 0; t < M; t++) total[0][t] = total[1][t] = _mm512_setzero_si512();
-    for (int s = 0; s < 8; s++) {
-        if (t0 == 0) fetch_share(w, s);
-        if (has_groups_of_32(type))
-            k32_group(type, M, tabled, total, w, s, x, x_stride);
+    const int step = has_pairs(type) && has_groups_of_32(type) ? 2 : 1;
+    int wide = 0; /* bit s: sums of group s, of some token */
+    UNROLL for (int t = 0; t < M; t++) wide |= wide_groups(type, token(x, x_stride, t));
+    for (int s = 0; s < 8; s += step) {
+        if (t0 == 0) fetch_shares(w, s, step);
+        if (has_pairs(type))
+            multiply_pair(type, M, tabled, wide >> s & (step == 2 ? 3 : 1), total, w, s, x, x_stride);
         else
-            k16_group(type, M, total, w, s, x, x_stride);
+            multiply_group(type, M, tabled, total, w, s, x, x_stride);
     }
     UNROLL for (int i = 0; i < 2; i++) {
         __m512 d = load_halves(w->panel[i]), dmin = has_mins(type) ? load_halves(w->panel[i] + 32) : d;
@@ -635,7 +691,7 @@ INLINE void k_parts(const int type, const int M, const int tabled, __m512 part[2
 /* out[i * n + t] += the super-block of panel i times the blocks of M tokens from t0 on. */
 INLINE void multiply_blocks(const int type, const int M, const int tabled, float *out, int n, const super_blocks *w,
                             int t0, const uint8_t *x, size_t x_stride) {
-    __m512 part[2][MANY];
+    __m512 part[2][MOST];
     x += (size_t)t0 * x_stride;
     if (has_blocks_of_32(type))
         legacy_parts(type, M, part, w, t0, x, x_stride);
@@ -651,13 +707,24 @@ INLINE void multiply_blocks(const int type, const int M, const int tabled, float
 /* The same for a run: tokens [from, to), at most RUN of them, `from` a multiple of RUN. */
 INLINE void multiply_run(const int type, const int tabled, float *out, int n, super_blocks *w, int from, int to,
                          const uint8_t *x, size_t x_stride) {
-    int t = from;
     if (has_mins(type) && !has_blocks_of_32(type))
         multiply_mins(type, w, x + (size_t)from * x_stride, x_stride, to - from);
-    for (; to - t >= MANY; t += MANY) multiply_blocks(type, MANY, tabled, out, n, w, t, x, x_stride);
-    if (to & 4) multiply_blocks(type, 4, 0, out, n, w, to & ~7, x, x_stride);
-    if (to & 2) multiply_blocks(type, 2, 0, out, n, w, to & ~3, x, x_stride);
-    if (to & 1) multiply_blocks(type, 1, 0, out, n, w, to & ~1, x, x_stride);
+    for (int t = from; t < to;) {
+        const int left = to - t;
+        if (!has_pairs(type) && left >= MOST && left != 8) {
+            multiply_blocks(type, MOST, tabled, out, n, w, t, x, x_stride);
+            t += MOST;
+        } else if (left >= 4) {
+            multiply_blocks(type, 4, tabled, out, n, w, t, x, x_stride);
+            t += 4;
+        } else if (left >= 2) {
+            multiply_blocks(type, 2, 0, out, n, w, t, x, x_stride);
+            t += 2;
+        } else {
+            multiply_blocks(type, 1, 0, out, n, w, t, x, x_stride);
+            t += 1;
+        }
+    }
 }
 
 /* out[i * n + t] += the super-block of panel i times the outliers of many tokens. */
@@ -683,16 +750,16 @@ INLINE void multiply_list(const int type, float *out, int n, const super_blocks 
 INLINE void quantised_pair(const int type, float *out, const uint8_t *panels, size_t panel_bytes, const uint8_t *x,
                            size_t x_stride, int n, int64_t columns, const outlier_list *lists, int64_t list_stride) {
     const size_t bytes32 = phi3c_packed_bytes(type, 16, 256) / 8;
-    const size_t ahead = n < 2 * MANY ? 2 : 1; /* super-blocks: less time each, more of them */
+    const size_t ahead = n < 16 ? 2 : 1; /* super-blocks: less time each, more of them */
     for (int64_t left = columns / 32; left > 0; left -= 8) {
-        super_blocks w; /* not cleared: 21 KB */
+        super_blocks w; /* not cleared: 24 KB */
         w.bytes32 = bytes32;
         w.n32 = left < 8 ? (int)left : 8;
         w.to_come[0] = panels + ahead * bytes32 * 8;
         w.to_come[1] = w.to_come[0] + panel_bytes;
         unpack_super(type, &w, 0, panels);
         unpack_super(type, &w, 1, panels + panel_bytes);
-        const int tabled = has_groups_of_32(type) && n >= TABLED;
+        const int tabled = !has_blocks_of_32(type) && n >= TABLED;
         if (tabled) fill_scaled(type, &w);
         for (int from = 0; from < n; from += RUN) {
             int to = from + RUN < n ? from + RUN : n;

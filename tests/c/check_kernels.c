@@ -198,11 +198,19 @@ static void check_pack(int t, int64_t columns, phi3c_pool *pool) {
 
 /* -- activations ------------------------------------------------------------------------------------------ */
 
-/* Kinds 0-9 are finite and of a usual size; 10 huge, 11 subnormal, 12 infinite and 13 NaN in one place. */
-enum { USUAL_KINDS = 10, ROW_KINDS = 14 };
+/* Kinds 0-10 are finite and of a usual size; 11 huge, 12 subnormal, 13 infinite and 14 NaN in one place. */
+enum { USUAL_KINDS = 11, ROW_KINDS = 15 };
+
+/* Groups of one sign whose codes add up to just what fits 16 bits, or to one more: of 16 columns, the others 0 (brim 0,
+ * 1), or of 32 (2, 3). The largest is 127, so that each is its own code. */
+static float brimful(int64_t c, int brim) {
+    int most = (brim < 2 ? MOST_OF_16 : MOST_OF_SIGN) + brim % 2, at = (int)(c % 32);
+    float code = at < most / 127 ? 127.0f : at == most / 127 ? (float)(most % 127) : 0.0f;
+    return c / 32 % 2 ? -code : code;
+}
 
 static void random_activation(float *x, int64_t columns, int kind) {
-    int outlier = below((int)columns);
+    int outlier = below((int)columns), brim = below(4);
     for (int64_t c = 0; c < columns; c++) {
         float u = normal();
         switch (kind) {
@@ -218,13 +226,14 @@ static void random_activation(float *x, int64_t columns, int kind) {
                    : c % 256 < 250 && c % 10 == 5 ? 90.0f + 0.1f * u
                                                   : 0.0f;
             break;
-        case 10: x[c] = u * 1e38f; break;
-        case 11: x[c] = u * 0x1p-130f; break;
+        case 10: x[c] = brimful(c, brim); break;
+        case 11: x[c] = u * 1e38f; break;
+        case 12: x[c] = u * 0x1p-130f; break;
         default: x[c] = u;
         }
     }
-    if (kind == 12) x[outlier] = -INFINITY;
-    if (kind == 13) x[outlier] = NAN;
+    if (kind == 13) x[outlier] = -INFINITY;
+    if (kind == 14) x[outlier] = NAN;
 }
 
 /* Quantise a row. What the kernel leaves of the memory is noise, as it is in use. */
@@ -253,20 +262,25 @@ static double activation_at(const block_x8 *b, int c) {
 }
 
 static void check_codes(const block_x8 *b, int something) {
-    int sums = 1, codes = 1;
+    int sums = 1, codes = 1, wide = 1;
     for (int j = 0; j < 8; j++) {
-        int sum[2] = {0, 0}, factor = b->factor[j];
+        int sum[2] = {0, 0}, of_16[2] = {0, 0}, of_sign[2] = {0, 0}, factor = b->factor[j];
         codes &= something ? factor >= 1 && factor <= 8 : factor == 0;
         for (int i = 0; i < 32; i++) {
             int q = b->q[32 * j + i];
             sum[i / 16] += q;
+            of_16[i / 16] += abs(q);
+            of_sign[q < 0] += abs(q);
             codes &= something ? q >= -127 : q == 0;
         }
+        wide &= (b->wide16 >> j & 1) == (of_16[0] > MOST_OF_16 || of_16[1] > MOST_OF_16);
+        wide &= (b->wide32 >> j & 1) == (of_sign[0] > MOST_OF_SIGN || of_sign[1] > MOST_OF_SIGN);
         sums &= b->nsum32[j] == -(sum[0] + sum[1]) && b->sum32[j] == (sum[0] + sum[1]) * factor;
         for (int i = 0; i < 2; i++) sums &= b->nsum16[2 * j + i] == -sum[i] && b->sum16[2 * j + i] == sum[i] * factor;
     }
     check(sums, "sums");
     check(codes, "|q| <= 127, factor 1-8, both 0 for nothing");
+    check(wide, "groups whose sums may not fit 16 bits");
 }
 
 static void check_block(const block_x8 *b, const float *x, int n) {
