@@ -7,7 +7,7 @@
 
 /* Tokens between two walks over a panel: of TOKENS, a panel's activations stay in L2 (48 * 12 * 640 bytes at 3072
  * columns), of AT_ONCE those that two panels at once need for a slice of columns. */
-enum { TOKENS = PHI3C_TOKENS, AT_ONCE = 6 * TOKENS };
+enum { TOKENS = PHI3C_TOKENS, AT_ONCE = 11 * TOKENS };
 enum { SORTED = 8 };   /* so many pay for sorting their outliers: 8 sequences take 0.98 of the time */
 enum { TOGETHER = 8 }; /* panels that are multiplied before their products are stored */
 

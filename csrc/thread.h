@@ -8,7 +8,7 @@
 
 #include <stddef.h>
 
-/* Matrices take 170 KiB of a stack, attention 100; musl would give a thread 128. */
+/* Matrices take 300 KiB of a stack, attention 100; musl would give a thread 128. */
 enum { STACK_BYTES = 1 << 20 };
 
 #ifdef _WIN32

@@ -102,6 +102,12 @@ INLINE __m512i sums_of_16(const __m512i bytes[4]) {
 /* Lane j of the even ones becomes the sum of lanes j and j + 1. */
 INLINE __m512i add_pairs(__m512i v) { return _mm512_add_epi32(v, _mm512_shuffle_epi32(v, _MM_PERM_CDAB)); }
 
+/* Bit j: lane 2 j exceeds `most`. */
+INLINE uint8_t even_lanes_above(__m512i v, int most) {
+    __m256i above = _mm256_cmpgt_epi32(_mm512_cvtepi64_epi32(v), _mm256_set1_epi32(most));
+    return (uint8_t)_mm256_movemask_ps(_mm256_castsi256_ps(above));
+}
+
 static void quantize_plain(block_x8 *out, const float x[256]) {
     const __m512i magnitude = _mm512_set1_epi32(0x7fffffff);
     __m512i lanes[8], bytes[4], magnitudes[4];
@@ -143,11 +149,11 @@ static void quantize_plain(block_x8 *out, const float x[256]) {
     _mm256_storeu_si256((__m256i *)out->sum16, _mm512_cvtepi32_epi16(products));
     _mm_storeu_si128((__m128i *)out->sum32, _mm512_cvtepi64_epi16(add_pairs(products)));
     /* wide16_bit and wide32_bit */
-    __m512i halves = sums_of_16(magnitudes),
-            sign = _mm512_add_epi32(add_pairs(halves), _mm512_abs_epi32(add_pairs(sums)));
+    __m512i halves = sums_of_16(magnitudes);
+    __m512i both = _mm512_add_epi32(add_pairs(halves), _mm512_abs_epi32(add_pairs(sums)));
     halves = _mm512_max_epi32(halves, _mm512_shuffle_epi32(halves, _MM_PERM_CDAB));
-    out->wide16 = _mm256_cmpgt_epi32_mask(_mm512_cvtepi64_epi32(halves), _mm256_set1_epi32(MOST_OF_16));
-    out->wide32 = _mm256_cmpgt_epi32_mask(_mm512_cvtepi64_epi32(sign), _mm256_set1_epi32(2 * MOST_OF_SIGN));
+    out->wide16 = even_lanes_above(halves, MOST_OF_16);
+    out->wide32 = even_lanes_above(both, 2 * MOST_OF_SIGN);
 }
 
 /* As in kernels_scalar.c. Blocks without outliers are not copied. */

@@ -485,7 +485,7 @@ typedef struct {
     int n32;
     uint8_t planes[2][256];                  /* six-bit scales and mins, as bytes, of the types that have them */
     _Alignas(64) uint8_t bytes[2][256 * 16]; /* unsigned weights, [4 columns][16 rows][4] */
-    __m512i scaled[2][8][9];                 /* scales_of_group times a factor, which is 0 in blocks of zeros */
+    __m512i scaled[2][8][9];                 /* scales of a group times a factor, which is 0 in blocks of zeros */
     float minsums[2][RUN * 16];              /* of the K types with mins: sum of min * sum32 of a token of the run */
 } super_blocks;
 
@@ -558,9 +558,19 @@ INLINE __m512i scales_of_group(const int type, const super_blocks *w, const int 
     return side_by_side(scale, scale_of(type, w->panel[i], w->planes[i], 2 * s + 1));
 }
 
-/* By additions, which take no slot from multiplications. */
+/* By additions, which take no slot from multiplications. Types of 32: floats, exact, as a half has 11 bits. */
 INLINE void fill_scaled(const int type, super_blocks *w) {
     UNROLL for (int i = 0; i < 2; i++) UNROLL for (int s = 0; s < 8; s++) {
+        if (has_blocks_of_32(type)) {
+            if (s == w->n32) break;
+            const __m512 d = load_halves(w->panel[i] + s * 32);
+            __m512 scaled = _mm512_mul_ps(d, _mm512_setzero_ps()); /* NaN where d is infinite */
+            w->scaled[i][s][0] = _mm512_castps_si512(scaled);
+            scaled = d;
+            UNROLL for (int f = 1; f <= 8; f++, scaled = _mm512_add_ps(scaled, d)) w->scaled[i][s][f] =
+                _mm512_castps_si512(scaled);
+            continue;
+        }
         const __m512i scales = scales_of_group(type, w, i, s);
         __m512i scaled = _mm512_setzero_si512();
         UNROLL for (int f = 0; f <= 8; f++) {
@@ -641,8 +651,8 @@ INLINE void fetch_shares(const super_blocks *w, int s, int n) {
 }
 
 /* Types of 32: part = the super-blocks times M blocks, of tokens t0 and on. */
-INLINE void legacy_parts(const int type, const int M, __m512 part[2][MOST], const super_blocks *w, int t0,
-                         const uint8_t *x, size_t x_stride) {
+INLINE void legacy_parts(const int type, const int M, const int tabled, __m512 part[2][MOST], const super_blocks *w,
+                         int t0, const uint8_t *x, size_t x_stride) {
     UNROLL for (int t = 0; t < M; t++) part[0][t] = part[1][t] = _mm512_setzero_ps();
     for (int s = 0; s < w->n32; s++) {
         __m512i sum[2][MOST];
@@ -654,8 +664,13 @@ INLINE void legacy_parts(const int type, const int M, __m512 part[2][MOST], cons
             __m512 m = has_mins(type) ? load_halves(w->panel[i] + (w->n32 + s) * 32) : d;
             UNROLL for (int t = 0; t < M; t++) {
                 const block_x8 *block = token(x, x_stride, t);
-                __m512i scaled = _mm512_mullo_epi32(sum[i][t], broadcast32(&block->factor[s]));
-                part[i][t] = _mm512_fmadd_ps(d, _mm512_cvtepi32_ps(scaled), part[i][t]);
+                if (tabled) {
+                    __m512 scaled = _mm512_castsi512_ps(w->scaled[i][s][block->factor[s]]);
+                    part[i][t] = _mm512_fmadd_ps(scaled, _mm512_cvtepi32_ps(sum[i][t]), part[i][t]);
+                } else {
+                    __m512i scaled = _mm512_mullo_epi32(sum[i][t], broadcast32(&block->factor[s]));
+                    part[i][t] = _mm512_fmadd_ps(d, _mm512_cvtepi32_ps(scaled), part[i][t]);
+                }
                 if (has_mins(type)) part[i][t] = _mm512_fmadd_ps(m, _mm512_set1_ps((float)block->sum32[s]), part[i][t]);
             }
         }
@@ -694,7 +709,7 @@ INLINE void multiply_blocks(const int type, const int M, const int tabled, float
     __m512 part[2][MOST];
     x += (size_t)t0 * x_stride;
     if (has_blocks_of_32(type))
-        legacy_parts(type, M, part, w, t0, x, x_stride);
+        legacy_parts(type, M, tabled, part, w, t0, x, x_stride);
     else
         k_parts(type, M, tabled, part, w, t0, x, x_stride);
     UNROLL for (int t = 0; t < M; t++) UNROLL for (int i = 0; i < 2; i++) {
@@ -759,7 +774,7 @@ INLINE void quantised_pair(const int type, float *out, const uint8_t *panels, si
         w.to_come[1] = w.to_come[0] + panel_bytes;
         unpack_super(type, &w, 0, panels);
         unpack_super(type, &w, 1, panels + panel_bytes);
-        const int tabled = !has_blocks_of_32(type) && n >= TABLED;
+        const int tabled = n >= TABLED;
         if (tabled) fill_scaled(type, &w);
         for (int from = 0; from < n; from += RUN) {
             int to = from + RUN < n ? from + RUN : n;

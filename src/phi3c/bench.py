@@ -141,8 +141,8 @@ class Benchmark(AbstractContextManager["Benchmark"]):
         self.profile = profile_of(self.phi3)
         longest = max(workload.n_positions for workload in workloads)
         n_sequences = max(workload.n_parallel for workload in workloads)
-        # No more room than the longest run needs, so that the next one writes over the pages it has touched: new memory
-        # took a tenth of the time of a prompt where the host of a virtual machine had to find it.
+        # No more room than the longest run needs, so that the next one writes over the pages it has touched:
+        # new memory took a tenth of a prompt's time where the host of a virtual machine had to find it.
         self._engine = Engine(self.phi3, n_sequences * (longest + PAGE))
         self._ids = [
             np.random.default_rng((0, i)).integers(self.config.vocab_size, size=longest).tolist()

@@ -68,14 +68,18 @@ typedef union {
 #define _mm512_xor_si512 emulated_xor_si512
 #define _mm512_add_epi32 emulated_add_epi32
 #define _mm512_sub_epi32 emulated_sub_epi32
+#define _mm512_add_epi16 emulated_add_epi16
+#define _mm512_mullo_epi16 emulated_mullo_epi16
 #define _mm512_mullo_epi32 emulated_mullo_epi32
+#define _mm512_abs_epi8 emulated_abs_epi8
+#define _mm512_abs_epi32 emulated_abs_epi32
+#define _mm512_max_epi32 emulated_max_epi32
 #define _mm512_madd_epi16 emulated_madd_epi16
 #define _mm512_max_epu32 emulated_max_epu32
 #define _mm512_sllv_epi32 emulated_sllv_epi32
 #define _mm512_srlv_epi32 emulated_srlv_epi32
 #define _mm512_slli_epi32 emulated_slli_epi32
 #define _mm512_srli_epi32 emulated_srli_epi32
-#define _mm512_srai_epi32 emulated_srai_epi32
 #define _mm512_slli_epi16 emulated_slli_epi16
 #define _mm512_srli_epi16 emulated_srli_epi16
 #define _mm512_castps_si512 emulated_castps_si512
@@ -101,6 +105,7 @@ typedef union {
 #define _mm512_dpwssd_epi32 emulated_dpwssd_epi32
 #define _mm512_cmp_ps_mask emulated_cmp_ps_mask
 #define _mm512_mask_mov_ps emulated_mask_mov_ps
+#define _mm512_mask_blend_epi16 emulated_mask_blend_epi16
 #define _mm512_reduce_max_ps emulated_reduce_max_ps
 #define _mm512_reduce_max_epu32 emulated_reduce_max_epu32
 
@@ -284,6 +289,32 @@ static inline __m512i _mm512_mullo_epi32(__m512i a, __m512i b) {
     return a;
 }
 
+static inline __m512i _mm512_add_epi16(__m512i a, __m512i b) {
+    LANES16 a.u16[l] = (uint16_t)(a.u16[l] + b.u16[l]);
+    return a;
+}
+
+static inline __m512i _mm512_mullo_epi16(__m512i a, __m512i b) {
+    LANES16 a.i16[l] = (int16_t)(a.i16[l] * b.i16[l]);
+    return a;
+}
+
+static inline __m512i _mm512_abs_epi8(__m512i a) {
+    for (int l = 0; l < 64; l++)
+        if (a.i8[l] < 0) a.u8[l] = (uint8_t)-a.i8[l];
+    return a;
+}
+
+static inline __m512i _mm512_abs_epi32(__m512i a) {
+    LANES if (a.i32[l] < 0) a.u32[l] = 0u - a.u32[l];
+    return a;
+}
+
+static inline __m512i _mm512_max_epi32(__m512i a, __m512i b) {
+    LANES if (a.i32[l] > b.i32[l]) b.i32[l] = a.i32[l];
+    return b;
+}
+
 static inline __m512i _mm512_madd_epi16(__m512i a, __m512i b) {
     __m512i sum;
     LANES sum.u32[l] = (uint32_t)(a.i16[2 * l] * b.i16[2 * l]) + (uint32_t)(a.i16[2 * l + 1] * b.i16[2 * l + 1]);
@@ -313,11 +344,6 @@ static inline __m512i _mm512_slli_epi32(__m512i a, unsigned count) {
 
 static inline __m512i _mm512_srli_epi32(__m512i a, unsigned count) {
     LANES a.u32[l] = count < 32 ? a.u32[l] >> count : 0;
-    return a;
-}
-
-static inline __m512i _mm512_srai_epi32(__m512i a, unsigned count) { /* gcc's >> of a negative number is this */
-    LANES a.i32[l] = a.i32[l] >> (count < 32 ? count : 31);
     return a;
 }
 
@@ -470,6 +496,11 @@ static inline __mmask16 _mm512_cmp_ps_mask(__m512 a, __m512 b, int predicate) {
 
 static inline __m512 _mm512_mask_mov_ps(__m512 a, __mmask16 mask, __m512 b) {
     LANES if (mask >> l & 1) a.f32[l] = b.f32[l];
+    return a;
+}
+
+static inline __m512i _mm512_mask_blend_epi16(__mmask32 mask, __m512i a, __m512i b) {
+    LANES16 if (mask >> l & 1) a.i16[l] = b.i16[l];
     return a;
 }
 
