@@ -8,8 +8,9 @@
 
 #include <stddef.h>
 
-/* Matrices take 300 KiB of a stack, attention 100; musl would give a thread 128. */
-enum { STACK_BYTES = 1 << 20 };
+/* Matrices take 300 KiB of a stack, attention 100; musl would give a thread 128, and thread-local data of others, such
+ * as the thread sanitizer's, comes out of it. */
+enum { STACK_BYTES = 2 << 20 };
 
 #ifdef _WIN32
 
