@@ -624,8 +624,8 @@ INLINE void multiply_pair(const int type, const int M, const int tabled, int wid
         return;
     }
     UNROLL for (int i = 0; i < 2; i++) {
-        scales[i] = tabled ? _mm512_setzero_si512() : scales_of_group(type, w, i, s);
-        if (!tabled && columns == 32) scales[i] = _mm512_or_si512(scales[i], scales_of_group(type, w, i, s + 1));
+        scales[i] = scales_of_group(type, w, i, s);
+        if (columns == 32) scales[i] = _mm512_or_si512(scales[i], scales_of_group(type, w, i, s + 1));
     }
     UNROLL for (int t = 0; t < M; t++) {
         const int32_t *factor = token(x, x_stride, t)->factor, f0 = factor[g0 / 2], f1 = factor[g1 / 2];
