@@ -27,7 +27,8 @@ ISA_FLAGS = {  # file-name suffix -> (gcc/clang flags, MSVC flags)
     "dotprod": (["-march=armv8.2-a+dotprod"], []),
 }
 # One order of summation: no contraction into FMAs that the source does not name, no reassociation. MSVC's
-# whole-program optimisation, which setuptools asks for, might carry instructions from file to file.
+# whole-program optimisation, which setuptools asks for, might carry instructions from file to file. Python
+# may pass on its own -fwrapv, with which loops over int are not vectorised: no sum of ours wraps.
 BASE_FLAGS = (
     [
         "-O3",
@@ -36,6 +37,8 @@ BASE_FLAGS = (
         "-D_GNU_SOURCE",
         "-ffp-contract=off",
         "-fno-math-errno",
+        "-fstrict-overflow",
+        "-fno-wrapv",
         "-fvisibility=hidden",
         "-pthread",
     ],
