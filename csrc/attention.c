@@ -240,10 +240,12 @@ static void attend_queries(const attention_job *job, const phi3c_span *span, int
     const phi3c_attention *a = job->a;
     int hd = a->head_dim, n = (to - from) * heads, kv_head = head / (a->head_count / a->head_count_kv);
     float q[TILE_FLOATS], o[TILE_FLOATS], max[PHI3C_QUERIES], sum[PHI3C_QUERIES];
+    int position[PHI3C_QUERIES];
     if (cut > 0) phi3c_pool_wait(&handover_of(job, span->row + from, head)->done, cut);
     for (int i = 0; i < n; i++) {
         int64_t row = span->row + from + i / heads;
         int h = head + i % heads;
+        position[i] = span->position + from + i / heads;
         memcpy(q + i * hd, job->qkv + row * job->stride + h * hd, (size_t)hd * 4);
         if (cut > 0) {
             memcpy(o + i * hd, job->out + row * job->out_stride + h * hd, (size_t)hd * 4);
@@ -263,9 +265,9 @@ static void attend_queries(const attention_job *job, const phi3c_span *span, int
         int first[PHI3C_QUERIES], last[PHI3C_QUERIES];
         int begin = n, end = 0; /* queries that see any key of this page: a run */
         for (int i = 0; i < n; i++) {
-            int position = oldest + i / heads, low = a->window ? position - a->window + 1 : 0;
-            first[i] = low > page * PHI3C_TILE ? low - page * PHI3C_TILE : 0;
-            last[i] = position + 1 - page * PHI3C_TILE < PHI3C_TILE ? position + 1 - page * PHI3C_TILE : PHI3C_TILE;
+            int end_key = position[i] + 1 - page * PHI3C_TILE, first_key = a->window ? end_key - a->window : 0;
+            first[i] = first_key > 0 ? first_key : 0;
+            last[i] = end_key < PHI3C_TILE ? end_key : PHI3C_TILE;
             if (first[i] < last[i]) {
                 if (i < begin) begin = i;
                 end = i + 1;
