@@ -203,11 +203,11 @@ static void rms_norm_row(float *out, const float *x, const float *weight, float 
                          _mm512_mul_ps(_mm512_mul_ps(_mm512_loadu_ps(x + i), scale), _mm512_loadu_ps(weight + i)));
 }
 
-/* phi3c_expf, lane by lane. */
-INLINE __m512 exp_lanes(__m512 x) {
+/* exp(r) of x = n ln2 + r, and, as the low bits of `shifted`, n; see phi3c_expf. */
+INLINE __m512 exp_rest(__m512 *shifted, __m512 x) {
     const __m512 round = _mm512_set1_ps(PHI3C_ROUND), one = _mm512_set1_ps(1.0f);
-    __m512 shifted = _mm512_fmadd_ps(x, _mm512_set1_ps(PHI3C_LOG2E), round);
-    __m512 n = _mm512_sub_ps(shifted, round);
+    *shifted = _mm512_fmadd_ps(x, _mm512_set1_ps(PHI3C_LOG2E), round);
+    __m512 n = _mm512_sub_ps(*shifted, round);
     __m512 r = _mm512_fmadd_ps(n, _mm512_set1_ps(-PHI3C_LN2_HI), x);
     r = _mm512_fmadd_ps(n, _mm512_set1_ps(-PHI3C_LN2_LO), r);
     __m512 p = _mm512_set1_ps(PHI3C_E6);
@@ -216,13 +216,26 @@ INLINE __m512 exp_lanes(__m512 x) {
     p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(PHI3C_E3));
     p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(PHI3C_E2));
     p = _mm512_fmadd_ps(p, r, one);
-    p = _mm512_fmadd_ps(p, r, one);
+    return _mm512_fmadd_ps(p, r, one);
+}
+
+/* phi3c_expf, lane by lane. */
+INLINE __m512 exp_lanes(__m512 x) {
+    __m512 shifted, p = exp_rest(&shifted, x);
     p = _mm512_castsi512_ps(
         _mm512_add_epi32(_mm512_castps_si512(p), _mm512_slli_epi32(_mm512_castps_si512(shifted), 23)));
     p = _mm512_mask_mov_ps(p, _mm512_cmp_ps_mask(x, _mm512_set1_ps(PHI3C_EXP_MIN), _CMP_LT_OQ), _mm512_setzero_ps());
     p = _mm512_mask_mov_ps(p, _mm512_cmp_ps_mask(x, _mm512_set1_ps(PHI3C_EXP_MAX), _CMP_GT_OQ),
                            _mm512_set1_ps(INFINITY));
     return _mm512_mask_mov_ps(p, _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q), x);
+}
+
+/* The same for x <= 0 or NaN, in lanes of `seen`; 0 in others. A NaN is not scaled, so it remains one. */
+INLINE __m512 exp_negative_lanes(__m512 x, __mmask16 seen) {
+    __m512 shifted, p = exp_rest(&shifted, x);
+    __m512i scale = _mm512_maskz_slli_epi32(_mm512_cmp_ps_mask(x, x, _CMP_ORD_Q), _mm512_castps_si512(shifted), 23);
+    __mmask16 normal = _mm512_mask_cmp_ps_mask(seen, x, _mm512_set1_ps(PHI3C_EXP_MIN), _CMP_NLT_UQ);
+    return _mm512_castsi512_ps(_mm512_maskz_add_epi32(normal, _mm512_castps_si512(p), scale));
 }
 
 static void silu_mul_row(float *out, const float *gate, const float *up, int64_t n) {
@@ -243,7 +256,7 @@ static void to_f16(f16 *out, const float *x, int64_t n) {
 
 /* What queries, or weights of keys, are multiplied with: row k is a dimension of 64 keys, or a value. */
 typedef struct {
-    const uint8_t *data, *next; /* the next page's is fetched while this one's is read */
+    const uint8_t *data, *next; /* the next page's is fetched while this one's is read; NULL: not again */
     const float *scales;        /* of q8_0: [k / 32][columns] of keys, [k][columns / 32] of values */
     int columns;
 } factor;
@@ -269,15 +282,15 @@ INLINE void fetch(const int kind, const int N, factor b, int k, int c) {
     UNROLL for (int i = 0; i < (16 * N * width + 63) / 64; i++) _mm_prefetch((const char *)(p + 64 * i), _MM_HINT_T1);
 }
 
-/* out[i][v] += sum_k a[i][k] b[k][c + v], in order of k, from <= k < to, for M rows and N times 16 columns. */
-INLINE void multiply(const int kind, const int M, const int N, float *out, int out_stride, const float *a, int a_stride,
-                     factor b, int c, int from, int to) {
+/* out[i][v] (+)= sum_k a[i][k] b[k][c + v], in order of k, from <= k < to, for M rows and N times 16 columns. */
+INLINE void multiply(const int add, const int kind, const int M, const int N, float *out, int out_stride,
+                     const float *a, int a_stride, factor b, int c, int from, int to) {
     __m512 sum[ROWS][6];
     UNROLL for (int i = 0; i < M; i++) UNROLL for (int v = 0; v < N; v++) sum[i][v] =
-        _mm512_loadu_ps(out + i * out_stride + 16 * v);
+        add ? _mm512_loadu_ps(out + i * out_stride + 16 * v) : _mm512_setzero_ps();
     for (int k = from; k < to; k++) {
         __m512 row[6];
-        if (kind != FLOATS) fetch(kind, N, b, k, c);
+        if (b.next) fetch(kind, N, b, k, c);
         UNROLL for (int v = 0; v < N; v++) row[v] = factor16(kind, b, k, c + 16 * v);
         UNROLL for (int i = 0; i < M; i++) {
             __m512 x = _mm512_set1_ps(a[i * a_stride + k]);
@@ -289,18 +302,18 @@ INLINE void multiply(const int kind, const int M, const int N, float *out, int o
         _mm512_storeu_ps(out + i * out_stride + 16 * v, sum[i][v]);
 }
 
-/* The same for any number of rows up to ROWS, from a slice of floats. */
-INLINE void multiply_slice(const int N, int rows, float *out, int out_stride, const float *a, int a_stride,
-                           const float *slice, int from, int to) {
-    factor floats = {(const uint8_t *)slice, NULL, NULL, 16 * N};
+/* The same for any number of rows up to ROWS. */
+INLINE void multiply_rows(const int add, const int kind, const int N, int rows, float *out, int out_stride,
+                          const float *a, int a_stride, factor b, int c, int from, int to) {
+    if (from >= to) return;
     if (rows == ROWS) {
-        multiply(FLOATS, ROWS, N, out, out_stride, a, a_stride, floats, 0, from, to);
+        multiply(add, kind, ROWS, N, out, out_stride, a, a_stride, b, c, from, to);
         return;
     }
     for (; rows >= 4; rows -= 4, out += 4 * out_stride, a += 4 * a_stride)
-        multiply(FLOATS, 4, N, out, out_stride, a, a_stride, floats, 0, from, to);
+        multiply(add, kind, 4, N, out, out_stride, a, a_stride, b, c, from, to);
     for (; rows > 0; rows--, out += out_stride, a += a_stride)
-        multiply(FLOATS, 1, N, out, out_stride, a, a_stride, floats, 0, from, to);
+        multiply(add, kind, 1, N, out, out_stride, a, a_stride, b, c, from, to);
 }
 
 /* slice[k][v] = b[k][c + v] for from <= k < to and N times 16 columns */
@@ -311,23 +324,25 @@ INLINE void to_floats(const int kind, const int N, float *slice, factor b, int c
     }
 }
 
-/* The largest of `max` and the scores p of keys [first, last); other scores become -inf. */
-INLINE float mask_scores(float p[PHI3C_TILE], float max, int first, int last) {
-    uint64_t below_last = last >= PHI3C_TILE ? ~0ull : (1ull << last) - 1, seen = below_last >> first << first;
+/* Bit j: key j is seen. */
+INLINE uint64_t seen_bits(int first, int last) {
+    return (last >= PHI3C_TILE ? ~0ull : (1ull << last) - 1) >> first << first;
+}
+
+/* The largest of `max` and the scores p of keys seen. */
+INLINE float largest_score(const float p[PHI3C_TILE], float max, uint64_t seen) {
     __m512 largest = _mm512_set1_ps(max);
-    UNROLL for (int j = 0; j < PHI3C_TILE; j += 16) {
-        __m512 score = _mm512_mask_mov_ps(_mm512_set1_ps(-INFINITY), (__mmask16)(seen >> j), _mm512_loadu_ps(p + j));
-        _mm512_storeu_ps(p + j, score);
-        largest = _mm512_max_ps(score, largest); /* in this order a NaN score is passed over */
-    }
+    UNROLL for (int j = 0; j < PHI3C_TILE; j += 16) /* in this order a NaN score is passed over */
+        largest = _mm512_mask_max_ps(largest, (__mmask16)(seen >> j), _mm512_loadu_ps(p + j), largest);
     return _mm512_reduce_max_ps(largest);
 }
 
-/* Scores become weights; returns their sum. */
-INLINE float weigh_scores(float p[PHI3C_TILE], float max) {
+/* Scores become weights, 0 of keys that are not seen; returns their sum. */
+INLINE float weigh_scores(float p[PHI3C_TILE], float max, uint64_t seen) {
     __m512 lanes = _mm512_setzero_ps();
     UNROLL for (int j = 0; j < PHI3C_TILE; j += 16) {
-        __m512 weight = exp_lanes(_mm512_sub_ps(_mm512_loadu_ps(p + j), _mm512_set1_ps(max)));
+        __m512 score = _mm512_sub_ps(_mm512_loadu_ps(p + j), _mm512_set1_ps(max));
+        __m512 weight = exp_negative_lanes(score, (__mmask16)(seen >> j));
         _mm512_storeu_ps(p + j, weight);
         lanes = _mm512_add_ps(lanes, weight);
     }
@@ -340,12 +355,13 @@ static void softmax(float *max, float *sum, float *o, float (*p)[PHI3C_TILE], co
                     int head_dim) {
     float kept[(PHI3C_QUERIES + 15) / 16 * 16] = {0};
     for (int i = 0; i < n; i++) {
-        float largest = mask_scores(p[i], max[i], first[i], last[i]);
+        float largest = largest_score(p[i], max[i], seen_bits(first[i], last[i]));
         kept[i] = max[i] - largest;
         max[i] = largest;
     }
     for (int i = 0; i < n; i += 16) _mm512_storeu_ps(kept + i, exp_lanes(_mm512_loadu_ps(kept + i)));
-    for (int i = 0; i < n; i++) sum[i] = fmaf(sum[i], kept[i], weigh_scores(p[i], max[i]));
+    for (int i = 0; i < n; i++)
+        sum[i] = fmaf(sum[i], kept[i], weigh_scores(p[i], max[i], seen_bits(first[i], last[i])));
     for (int i = 0; i < n; i++) {
         if (kept[i] == 1.0f) continue;
         float *row = o + i * head_dim;
@@ -358,17 +374,16 @@ static void softmax(float *max, float *sum, float *o, float (*p)[PHI3C_TILE], co
 INLINE void attend_m(const int keys_kind, const int values_kind, const int M, float *max, float *sum, float *o,
                      const float *q, factor keys, factor values, const int *first, const int *last, int head_dim) {
     float p[FEW_QUERIES][PHI3C_TILE];
-    memset(p, 0, (size_t)M * sizeof p[0]);
-    multiply(keys_kind, M, 4, p[0], PHI3C_TILE, q, head_dim, keys, 0, 0, head_dim);
+    multiply(0, keys_kind, M, 4, p[0], PHI3C_TILE, q, head_dim, keys, 0, 0, head_dim);
     softmax(max, sum, o, p, first, last, M, head_dim);
     int d = 0;
     if (M == 1 && head_dim % 96 == 0)
         for (; d < head_dim; d += 96)
-            multiply(values_kind, M, 6, o + d, head_dim, p[0], PHI3C_TILE, values, d, *first, *last);
+            multiply(1, values_kind, M, 6, o + d, head_dim, p[0], PHI3C_TILE, values, d, *first, *last);
     for (; head_dim - d >= 64; d += 64)
-        multiply(values_kind, M, 4, o + d, head_dim, p[0], PHI3C_TILE, values, d, *first, *last);
+        multiply(1, values_kind, M, 4, o + d, head_dim, p[0], PHI3C_TILE, values, d, *first, *last);
     for (; d < head_dim; d += 16)
-        multiply(values_kind, M, 1, o + d, head_dim, p[0], PHI3C_TILE, values, d, *first, *last);
+        multiply(1, values_kind, M, 1, o + d, head_dim, p[0], PHI3C_TILE, values, d, *first, *last);
 }
 
 /* The same for up to FEW_QUERIES: one token's heads of a group, or of one head. */
@@ -384,71 +399,99 @@ INLINE void attend_few(const int k, const int v, float *max, float *sum, float *
     }
 }
 
-/* p[i][c..] += scores of 16 N keys from c on. */
-INLINE void score_keys(const int kind, const int N, float (*p)[PHI3C_TILE], float *slice, const float *q, factor keys,
-                       int c, int n, int head_dim) {
-    to_floats(kind, N, slice, keys, c, 0, head_dim);
-    for (int i = 0; i < n; i += ROWS)
-        multiply_slice(N, n - i < ROWS ? n - i : ROWS, p[i] + c, PHI3C_TILE, q + i * head_dim, head_dim, slice, 0,
-                       head_dim);
-}
-
-/* Which keys n queries see: [begin, end) at all, [from, to) every one of each ROWS. */
+/* Which keys some queries see: [begin, end) at all, [from, to) every one; from = to = PHI3C_TILE where there is none.
+ */
 typedef struct {
-    int begin, end, from[PHI3C_QUERIES], to[PHI3C_QUERIES];
+    int begin, end, from, to;
 } seen_keys;
 
 static seen_keys seen_by(const int *first, const int *last, int n) {
-    seen_keys seen;
-    seen.begin = PHI3C_TILE, seen.end = 0;
+    seen_keys seen = {PHI3C_TILE, 0, 0, PHI3C_TILE};
     for (int i = 0; i < n; i++) {
-        int *from = &seen.from[i / ROWS], *to = &seen.to[i / ROWS];
-        if (i % ROWS == 0) *from = 0, *to = PHI3C_TILE;
-        if (first[i] > *from) *from = first[i];
-        if (last[i] < *to) *to = last[i];
-        if (*from > *to) *from = *to = PHI3C_TILE;
-        if (first[i] < seen.begin) seen.begin = first[i];
-        if (last[i] > seen.end) seen.end = last[i];
+        seen.begin = first[i] < seen.begin ? first[i] : seen.begin;
+        seen.end = last[i] > seen.end ? last[i] : seen.end;
+        seen.from = first[i] > seen.from ? first[i] : seen.from;
+        seen.to = last[i] < seen.to ? last[i] : seen.to;
     }
+    if (seen.from > seen.to) seen.from = seen.to = PHI3C_TILE;
     return seen;
+}
+
+/* Rows [from, to) of b, 16 N columns from c on, as they can be multiplied fast: halves as they are, since they become
+ * floats while multiplications wait for one another, others as a slice of floats. */
+INLINE factor floats_of(const int kind, const int N, float *slice, factor b, int c, int from, int to) {
+    if (kind == HALVES) {
+        b.data += 2 * c;
+        b.next += 2 * c;
+        return b;
+    }
+    to_floats(kind, N, slice, b, c, from, to);
+    return (factor){(const uint8_t *)slice, NULL, NULL, 16 * N};
+}
+
+/* p[i][c..] = scores of 16 N keys from c on, for queries that see any of them. */
+INLINE void score_keys(const int kind, const int N, float (*p)[PHI3C_TILE], float *slice, const float *q, factor keys,
+                       int c, const seen_keys *groups, int n, int head_dim) {
+    factor b = floats_of(kind, N, slice, keys, c, 0, head_dim);
+    for (int i = 0; i < n; i += ROWS) {
+        int rows = n - i < ROWS ? n - i : ROWS;
+        if (groups[i / ROWS].end <= c || groups[i / ROWS].begin >= c + 16 * N) continue;
+        multiply_rows(0, kind == HALVES ? HALVES : FLOATS, N, rows, p[i] + c, PHI3C_TILE, q + i * head_dim, head_dim, b,
+                      0, 0, head_dim);
+        b.next = NULL;
+    }
 }
 
 /* o[i][c..] += weights p times 16 N dimensions of the values from c on. */
 INLINE void add_values(const int kind, const int N, float *o, float (*p)[PHI3C_TILE], float *slice, factor values,
-                       int c, const seen_keys *seen, const int *first, const int *last, int n, int head_dim) {
-    to_floats(kind, N, slice, values, c, seen->begin, seen->end);
+                       int c, const seen_keys *groups, const int *first, const int *last, int n, int head_dim) {
+    const int floats = kind == HALVES ? HALVES : FLOATS;
+    factor b = floats_of(kind, N, slice, values, c, 0, PHI3C_TILE);
     for (int i = 0; i < n; i += ROWS) {
-        int rows = n - i < ROWS ? n - i : ROWS, low = seen->from[i / ROWS], high = seen->to[i / ROWS];
+        int rows = n - i < ROWS ? n - i : ROWS;
+        seen_keys all = groups[i / ROWS];
+        int uneven = all.begin < all.from || all.to < all.end;
         float *out = o + i * head_dim + c;
-        for (int r = 0; r < rows; r++)
-            if (first[i + r] < low)
-                multiply_slice(N, 1, out + r * head_dim, 0, p[i + r], 0, slice, first[i + r],
-                               last[i + r] < low ? last[i + r] : low);
-        multiply_slice(N, rows, out, head_dim, p[i], PHI3C_TILE, slice, low, high);
-        for (int r = 0; r < rows; r++)
-            if (high < last[i + r]) multiply_slice(N, 1, out + r * head_dim, 0, p[i + r], 0, slice, high, last[i + r]);
+        for (int j = 0; uneven && j < rows; j += 4) {
+            int four = rows - j < 4 ? rows - j : 4;
+            seen_keys some = seen_by(first + i + j, last + i + j, four);
+            for (int r = j; r < j + four; r++)
+                multiply_rows(1, floats, N, 1, out + r * head_dim, 0, p[i + r], 0, b, 0, first[i + r],
+                              last[i + r] < some.from ? last[i + r] : some.from);
+            multiply_rows(1, floats, N, four, out + j * head_dim, head_dim, p[i + j], PHI3C_TILE, b, 0, some.from,
+                          some.to < all.from ? some.to : all.from);
+        }
+        multiply_rows(1, floats, N, rows, out, head_dim, p[i], PHI3C_TILE, b, 0, all.from, all.to);
+        for (int j = 0; uneven && j < rows; j += 4) {
+            int four = rows - j < 4 ? rows - j : 4;
+            seen_keys some = seen_by(first + i + j, last + i + j, four);
+            multiply_rows(1, floats, N, four, out + j * head_dim, head_dim, p[i + j], PHI3C_TILE, b, 0, all.to,
+                          some.to);
+            for (int r = j; r < j + four; r++)
+                multiply_rows(1, floats, N, 1, out + r * head_dim, 0, p[i + r], 0, b, 0, some.to, last[i + r]);
+        }
+        b.next = NULL;
     }
 }
 
-/* Any queries: 32 columns of keys or values become floats once for all of them; 16 of keys so long that 32 would be
- * much for a stack. */
+/* Any queries: 32 columns of keys or values at a time; 16 of keys in q8_0 so long that 32 would be much for a stack. */
 INLINE void attend_several(const int keys_kind, const int values_kind, float *max, float *sum, float *o, const float *q,
                            factor keys, factor values, const int *first, const int *last, int n, int head_dim) {
     _Alignas(64) float p[PHI3C_QUERIES][PHI3C_TILE], slice[PHI3C_MAX_HEAD_DIM * 16];
-    seen_keys seen = seen_by(first, last, n);
-    memset(p, 0, (size_t)n * sizeof p[0]);
-    for (int c = seen.begin / 32 * 32; c < seen.end; c += 32) {
-        if (head_dim <= PHI3C_MAX_HEAD_DIM / 2)
-            score_keys(keys_kind, 2, p, slice, q, keys, c, n, head_dim);
+    seen_keys groups[PHI3C_QUERIES / ROWS];
+    for (int i = 0; i < n; i += ROWS) groups[i / ROWS] = seen_by(first + i, last + i, n - i < ROWS ? n - i : ROWS);
+    for (int c = 0; c < PHI3C_TILE; c += 32) {
+        if (keys_kind == HALVES || head_dim <= PHI3C_MAX_HEAD_DIM / 2)
+            score_keys(keys_kind, 2, p, slice, q, keys, c, groups, n, head_dim);
         else
             for (int half = 0; half < 32; half += 16)
-                score_keys(keys_kind, 1, p, slice, q, keys, c + half, n, head_dim);
+                score_keys(keys_kind, 1, p, slice, q, keys, c + half, groups, n, head_dim);
     }
     softmax(max, sum, o, p, first, last, n, head_dim);
     int d = 0;
     for (; head_dim - d >= 32; d += 32)
-        add_values(values_kind, 2, o, p, slice, values, d, &seen, first, last, n, head_dim);
-    if (d < head_dim) add_values(values_kind, 1, o, p, slice, values, d, &seen, first, last, n, head_dim);
+        add_values(values_kind, 2, o, p, slice, values, d, groups, first, last, n, head_dim);
+    if (d < head_dim) add_values(values_kind, 1, o, p, slice, values, d, groups, first, last, n, head_dim);
 }
 
 /* Whether n queries see the same keys, and are few. */
@@ -458,6 +501,17 @@ INLINE int are_few(const int *first, const int *last, int n) {
     return n <= FEW_QUERIES;
 }
 
+/* Any queries. Rows of q and o lie so far apart that their addresses take a register each, unless the compiler knows
+ * how far: 1.05 for the heads of Phi-3-mini, and of the others. */
+INLINE void attend_many(const int keys_kind, const int values_kind, float *max, float *sum, float *o, const float *q,
+                        factor keys, factor values, const int *first, const int *last, int n, int head_dim) {
+    switch (head_dim) {
+    case 96: attend_several(keys_kind, values_kind, max, sum, o, q, keys, values, first, last, n, 96); break;
+    case 128: attend_several(keys_kind, values_kind, max, sum, o, q, keys, values, first, last, n, 128); break;
+    default: attend_several(keys_kind, values_kind, max, sum, o, q, keys, values, first, last, n, head_dim);
+    }
+}
+
 static void attend_f16(float *max, float *sum, float *o, const float *q, const uint8_t *kv, const uint8_t *next,
                        const int *first, const int *last, int n, int head_dim) {
     size_t half = phi3c_kv_bytes(PHI3C_F16, head_dim) / 2;
@@ -465,7 +519,7 @@ static void attend_f16(float *max, float *sum, float *o, const float *q, const u
     if (are_few(first, last, n))
         attend_few(HALVES, HALVES, max, sum, o, q, keys, values, first, last, n, head_dim);
     else
-        attend_several(HALVES, HALVES, max, sum, o, q, keys, values, first, last, n, head_dim);
+        attend_many(HALVES, HALVES, max, sum, o, q, keys, values, first, last, n, head_dim);
 }
 
 static void attend_q8_0(float *max, float *sum, float *o, const float *q, const uint8_t *kv, const uint8_t *next,
@@ -481,7 +535,7 @@ static void attend_q8_0(float *max, float *sum, float *o, const float *q, const 
     if (are_few(first, last, n))
         attend_few(Q8_KEYS, Q8_VALUES, max, sum, o, q, keys, values, first, last, n, head_dim);
     else
-        attend_several(Q8_KEYS, Q8_VALUES, max, sum, o, q, keys, values, first, last, n, head_dim);
+        attend_many(Q8_KEYS, Q8_VALUES, max, sum, o, q, keys, values, first, last, n, head_dim);
 }
 
 /* -- limit ------------------------------------------------------------------------------------------------ */

@@ -29,6 +29,8 @@ typedef union {
 #undef _mm512_cmp_ps_mask
 #undef _mm512_cvtps_ph
 #undef _mm512_extractf32x8_ps
+#undef _mm512_mask_cmp_ps_mask
+#undef _mm512_maskz_slli_epi32
 #undef _mm512_setr_epi32
 #undef _mm512_shuffle_epi32
 #undef _mm512_shuffle_i32x4
@@ -104,7 +106,11 @@ typedef union {
 #define _mm512_dpbusd_epi32 emulated_dpbusd_epi32
 #define _mm512_dpwssd_epi32 emulated_dpwssd_epi32
 #define _mm512_cmp_ps_mask emulated_cmp_ps_mask
+#define _mm512_mask_cmp_ps_mask emulated_mask_cmp_ps_mask
 #define _mm512_mask_mov_ps emulated_mask_mov_ps
+#define _mm512_mask_max_ps emulated_mask_max_ps
+#define _mm512_maskz_add_epi32 emulated_maskz_add_epi32
+#define _mm512_maskz_slli_epi32 emulated_maskz_slli_epi32
 #define _mm512_mask_blend_epi16 emulated_mask_blend_epi16
 #define _mm512_reduce_max_ps emulated_reduce_max_ps
 #define _mm512_reduce_max_epu32 emulated_reduce_max_epu32
@@ -478,11 +484,13 @@ static inline __m512i _mm512_dpwssd_epi32(__m512i sum, __m512i a, __m512i b) {
 
 /* -- masks ------------------------------------------------------------------------------------------------ */
 
-/* The three predicates in use; another traps. */
+/* The predicates in use; another traps. */
 static inline int emulated_compare(float a, float b, int predicate) {
     switch (predicate) {
     case _CMP_LT_OQ: return a < b;
     case _CMP_GT_OQ: return a > b;
+    case _CMP_NLT_UQ: return !(a < b);
+    case _CMP_ORD_Q: return !isnan(a) && !isnan(b);
     case _CMP_UNORD_Q: return isnan(a) || isnan(b);
     }
     __builtin_trap();
@@ -494,9 +502,27 @@ static inline __mmask16 _mm512_cmp_ps_mask(__m512 a, __m512 b, int predicate) {
     return (__mmask16)mask;
 }
 
+static inline __mmask16 _mm512_mask_cmp_ps_mask(__mmask16 mask, __m512 a, __m512 b, int predicate) {
+    return mask & _mm512_cmp_ps_mask(a, b, predicate);
+}
+
 static inline __m512 _mm512_mask_mov_ps(__m512 a, __mmask16 mask, __m512 b) {
     LANES if (mask >> l & 1) a.f32[l] = b.f32[l];
     return a;
+}
+
+static inline __m512 _mm512_mask_max_ps(__m512 rest, __mmask16 mask, __m512 a, __m512 b) {
+    return _mm512_mask_mov_ps(rest, mask, _mm512_max_ps(a, b));
+}
+
+static inline __m512i _mm512_maskz_add_epi32(__mmask16 mask, __m512i a, __m512i b) {
+    LANES a.u32[l] = mask >> l & 1 ? a.u32[l] + b.u32[l] : 0;
+    return a;
+}
+
+static inline __m512i _mm512_maskz_slli_epi32(__mmask16 mask, __m512i a, unsigned count) {
+    LANES if (!(mask >> l & 1)) a.u32[l] = 0;
+    return _mm512_slli_epi32(a, count);
 }
 
 static inline __m512i _mm512_mask_blend_epi16(__mmask32 mask, __m512i a, __m512i b) {
