@@ -144,7 +144,7 @@ static void fetch_row(const float *out, int64_t stride, int64_t n_panels, int64_
 }
 
 /* Into the output: the rows of a panel for a token. */
-static inline void store(float *out, const float *result, int64_t rows, enum into into) {
+static inline void store(float *restrict out, const float *restrict result, int64_t rows, enum into into) {
     switch (into) {
     case PUT: memcpy(out, result, (size_t)rows * 4); break;
     case ADD:
