@@ -12,15 +12,30 @@
 #include "compiler.h"
 #include "phi3c.h"
 
-/* The outliers of one super-block of up to PHI3C_TOKENS rows of activations, by column and then by row. */
-enum { PHI3C_TOKENS = 48 };
+typedef struct {
+    float x;
+    uint16_t column, row;
+} listed_outlier;
+
+/* The outliers of one super-block of some rows of activations, by column and then by row. */
 typedef struct {
     uint32_t n;
-    struct {
-        float x;
-        uint16_t column, row;
-    } outliers[PHI3C_TOKENS * MOST_OUTLIERS];
+    listed_outlier outliers[];
 } outlier_list;
+
+/* Rows whose lists are made for whole multiples of them. */
+enum { PHI3C_TOKENS = 48 };
+
+/* Bytes from the list of a super-block of n rows to that of the next: room for as many as there can be. */
+static inline size_t list_bytes(int64_t n) {
+    int64_t rows = (n + PHI3C_TOKENS - 1) / PHI3C_TOKENS * PHI3C_TOKENS;
+    return sizeof(outlier_list) + (size_t)rows * MOST_OUTLIERS * sizeof(listed_outlier);
+}
+
+/* The list of super-block i, of those of n rows. */
+static inline const outlier_list *list_at(const outlier_list *lists, int64_t i, int64_t n) {
+    return (const outlier_list *)((const uint8_t *)lists + (size_t)i * list_bytes(n));
+}
 
 /* out[t * 16 + r] = sum_c w[r][c] x[t][c] for one panel and n rows of activations, x_stride bytes apart: for F32, F16
  * and BF16 weights floats, for the others x8 blocks. lists: the outliers of these, by super-block, for kernels that
@@ -28,10 +43,9 @@ typedef struct {
 typedef void phi3c_tile(float *out, const uint8_t *panel, const uint8_t *x, size_t x_stride, int n, int64_t columns,
                         const outlier_list *lists);
 
-/* out[(i * n + t) * 16 + r] += that of panel i of two, panel_bytes apart, for any number of rows. The lists of every
- * further PHI3C_TOKENS rows lie list_stride lists behind those before them. */
+/* out[(i * n + t) * 16 + r] += that of panel i of two, panel_bytes apart, for any number of rows. */
 typedef void phi3c_pair(float *out, const uint8_t *panels, size_t panel_bytes, const uint8_t *x, size_t x_stride, int n,
-                        int64_t columns, const outlier_list *lists, int64_t list_stride);
+                        int64_t columns, const outlier_list *lists);
 
 /* One online-softmax step: n <= PHI3C_QUERIES queries against the 64 keys of a page.
  * q (n, head_dim); kv: keys and values of a kv head as in a page (docs/formats.md); query i sees keys

@@ -41,18 +41,23 @@ static int64_t paired(const panel_run *run, int n) {
     return phi3c_kernel.pair[run->segment->type] && n >= SORTED ? run->n_panels / 2 * 2 : 0;
 }
 
+/* The lists of the rows that are multiplied from row `from` on. */
+static outlier_list *lists_from(phi3c_activation x, int64_t from) {
+    return (outlier_list *)(x.outliers + (size_t)(from / TOKENS * supers_of(x.columns)) * list_bytes(TOKENS));
+}
+
 /* tile += those panels times super-blocks [super, super + step) of n tokens from `from` on. */
 static void multiply_pairs(const panel_run *run, phi3c_activation x, int64_t from, int n, int64_t super, int64_t step) {
     int type = run->segment->type;
     size_t bytes = phi3c_packed_bytes(type, PHI3C_PANEL, x.columns), stride = phi3c_x8_bytes(x.columns);
-    int64_t supers = supers_of(x.columns), first = super * PHI3C_SUPER, left = x.columns - first;
+    int64_t first = super * PHI3C_SUPER, left = x.columns - first;
     const uint8_t *slice =
         run->segment->panels + (size_t)run->panel * bytes + phi3c_packed_bytes(type, PHI3C_PANEL, first);
     const uint8_t *rows = x.x8 + (size_t)from * stride + (size_t)super * sizeof(block_x8);
-    const outlier_list *lists = (const outlier_list *)x.outliers + from / TOKENS * supers + super;
+    const outlier_list *lists = list_at(lists_from(x, from), super, n);
     for (int64_t i = 0; i < paired(run, n); i += 2)
         phi3c_kernel.pair[type](run->tile + i * n * PHI3C_PANEL, slice + (size_t)i * bytes, bytes, rows, stride, n,
-                                left < step * PHI3C_SUPER ? left : step * PHI3C_SUPER, lists, supers);
+                                left < step * PHI3C_SUPER ? left : step * PHI3C_SUPER, lists);
 }
 
 /* The other panels of a run times n tokens. */
@@ -61,13 +66,12 @@ static void multiply_singles(const panel_run *run, phi3c_activation x, int64_t f
     size_t bytes = phi3c_packed_bytes(type, PHI3C_PANEL, x.columns);
     size_t stride = is_float ? (size_t)x.columns * 4 : phi3c_x8_bytes(x.columns);
     const uint8_t *rows = (is_float ? (const uint8_t *)x.f32 : x.x8) + (size_t)from * stride;
-    const outlier_list *lists = (const outlier_list *)x.outliers + from / TOKENS * supers_of(x.columns);
     for (int64_t i = paired(run, n); i < run->n_panels; i++)
         for (int t = 0; t < n; t += TOKENS) {
-            int some = n - t < TOKENS ? n - t : TOKENS, sorted = !is_float && some >= SORTED;
+            int some = n - t < TOKENS ? n - t : TOKENS, listed = !is_float && n <= TOKENS && n >= SORTED;
             phi3c_kernel.tile[type](run->tile + (i * n + t) * PHI3C_PANEL,
                                     run->segment->panels + (size_t)(run->panel + i) * bytes, rows + (size_t)t * stride,
-                                    stride, some, x.columns, sorted ? lists + t / TOKENS * supers_of(x.columns) : NULL);
+                                    stride, some, x.columns, listed ? lists_from(x, from) : NULL);
         }
 }
 
@@ -89,7 +93,7 @@ static void multiply_panels(const panel_run *runs, int n_runs, phi3c_activation 
 
 typedef struct {
     phi3c_activation x;
-    int64_t n;
+    int64_t n, at_once;
 } sort_job;
 
 /* Of n rows, by counting. */
@@ -114,23 +118,24 @@ static void sort_outliers(outlier_list *list, const uint8_t *rows, size_t stride
     }
 }
 
-/* Items are super-blocks of TOKENS rows. */
+/* Items are super-blocks of rows that are multiplied at once: the longer a list, the more outliers share a column. */
 static void sort_items(void *arg, int64_t first, int64_t last) {
     const sort_job *job = arg;
     int64_t supers = supers_of(job->x.columns);
     size_t stride = phi3c_x8_bytes(job->x.columns);
     for (int64_t item = first; item < last; item++) {
-        int64_t from = item / supers * TOKENS, left = job->n - from;
+        int64_t from = item / supers * job->at_once, left = job->n - from,
+                n = left < job->at_once ? left : job->at_once;
         const uint8_t *rows = job->x.x8 + (size_t)from * stride + (size_t)(item % supers) * sizeof(block_x8);
-        sort_outliers((outlier_list *)job->x.outliers + item, rows, stride, (int)(left < TOKENS ? left : TOKENS));
+        sort_outliers((outlier_list *)list_at(lists_from(job->x, from), item % supers, n), rows, stride, (int)n);
     }
 }
 
 /* Before n rows are multiplied with any number of panels. */
-static void sort_all(phi3c_activation x, int64_t n, phi3c_pool *pool) {
-    sort_job job = {x, n};
-    int64_t tiles = (n + TOKENS - 1) / TOKENS;
-    if (n >= SORTED) phi3c_pool_run(pool, sort_items, &job, tiles * supers_of(x.columns), 4);
+static void sort_all(phi3c_activation x, int64_t n, int64_t at_once, phi3c_pool *pool) {
+    sort_job job = {x, n, at_once};
+    int64_t shares = (n + at_once - 1) / at_once;
+    if (n >= SORTED) phi3c_pool_run(pool, sort_items, &job, shares * supers_of(x.columns), 1);
 }
 
 /* -- rows of panels --------------------------------------------------------------------------------------- */
@@ -211,7 +216,7 @@ static void run(float *out, const phi3c_segment *segments, int n_segments, phi3c
 
 void phi3c_matmul(float *out, const phi3c_segment *segments, int n_segments, phi3c_activation x, int64_t n, int add,
                   phi3c_pool *pool) {
-    sort_all(x, n, pool);
+    sort_all(x, n, tokens_at_once(segments->type, n), pool);
     run(out, segments, n_segments, x, n, add ? ADD : PUT, pool);
 }
 
@@ -258,7 +263,7 @@ void phi3c_gate_up(phi3c_activation out, const phi3c_segment *segments, int n_se
         gate.rows = up.rows = out.columns;
         up.panels += phi3c_packed_bytes(up.type, up.rows, x.columns);
     }
-    sort_all(x, n, pool);
+    sort_all(x, n, tokens_at_once(gate.type, n), pool);
     if (n < TOKENS) {
         run(out.f32, &gate, 1, x, n, PUT, pool);
         run(out.f32, &up, 1, x, n, SILU_MUL, pool);

@@ -8,7 +8,7 @@ size_t phi3c_x8_bytes(int64_t columns) { return (size_t)supers_of(columns) * siz
 
 size_t phi3c_outlier_bytes(int64_t n, int64_t columns) {
     int64_t tiles = (n + PHI3C_TOKENS - 1) / PHI3C_TOKENS;
-    return (size_t)(tiles * supers_of(columns)) * sizeof(outlier_list);
+    return (size_t)(tiles * supers_of(columns)) * list_bytes(PHI3C_TOKENS);
 }
 
 typedef struct {

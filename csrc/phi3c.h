@@ -85,7 +85,7 @@ int phi3c_encode(uint8_t *out, int type, const uint8_t *in, int in_type, int64_t
 /* Bytes of a quantised row: ceil(columns / 256) blocks of 640 (blocks.h), and 192 that nobody uses. */
 size_t phi3c_x8_bytes(int64_t columns);
 
-/* Bytes in which matrices sort the outliers of n rows: a list (kernels.h) for every super-block of 48 rows. */
+/* Bytes in which matrices sort the outliers of n rows: lists (kernels.h) of every super-block. */
 size_t phi3c_outlier_bytes(int64_t n, int64_t columns);
 
 /* Rows of activations, as floats (n, columns) and quantised (n, x8_bytes), both always in step; and outlier_bytes. */

@@ -332,7 +332,7 @@ INLINE void quantised_tile(const int type, float *out, const uint8_t *panel, con
         multiply_outliers(type, out, &w, n >= TOKENS ? bytes : NULL, x, x_stride, n, list);
         panel += bytes32 * (size_t)w.n32;
         x += sizeof(block_x8);
-        if (list) list++;
+        if (list) list = list_at(list, 1, n);
     }
 }
 

@@ -424,7 +424,7 @@ INLINE void quantised_tile(const int type, outliers_tile *multiply_outliers, flo
             multiply_tokens(type, multiply_outliers, out, &w, NULL, x, x_stride, n, list);
         panel += bytes32 * (size_t)w.n32;
         x += sizeof(block_x8);
-        if (list) list++;
+        if (list) list = list_at(list, 1, n);
     }
 }
 

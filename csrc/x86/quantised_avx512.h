@@ -763,7 +763,7 @@ INLINE void multiply_list(const int type, float *out, int n, const super_blocks 
 }
 
 INLINE void quantised_pair(const int type, float *out, const uint8_t *panels, size_t panel_bytes, const uint8_t *x,
-                           size_t x_stride, int n, int64_t columns, const outlier_list *lists, int64_t list_stride) {
+                           size_t x_stride, int n, int64_t columns, const outlier_list *lists) {
     const size_t bytes32 = phi3c_packed_bytes(type, 16, 256) / 8;
     const size_t ahead = n < 16 ? 2 : 1; /* super-blocks: less time each, more of them */
     for (int64_t left = columns / 32; left > 0; left -= 8) {
@@ -783,11 +783,10 @@ INLINE void quantised_pair(const int type, float *out, const uint8_t *panels, si
             else
                 multiply_run(type, 0, out, n, &w, from, to, x, x_stride);
         }
-        for (int t = 0; t < n; t += PHI3C_TOKENS)
-            multiply_list(type, out + t * 16, n, &w, lists + t / PHI3C_TOKENS * list_stride);
+        multiply_list(type, out, n, &w, lists);
         panels += bytes32 * (size_t)w.n32;
         x += sizeof(block_x8);
-        lists++;
+        lists = list_at(lists, 1, n);
     }
 }
 
@@ -800,8 +799,8 @@ INLINE void quantised_pair(const int type, float *out, const uint8_t *panels, si
         quantised_tile(type, out, panel, x, x_stride, n, columns);                                                     \
     }                                                                                                                  \
     static void pair_##name(float *out, const uint8_t *panels, size_t panel_bytes, const uint8_t *x, size_t x_stride,  \
-                            int n, int64_t columns, const outlier_list *lists, int64_t list_stride) {                  \
-        quantised_pair(type, out, panels, panel_bytes, x, x_stride, n, columns, lists, list_stride);                   \
+                            int n, int64_t columns, const outlier_list *lists) {                                       \
+        quantised_pair(type, out, panels, panel_bytes, x, x_stride, n, columns, lists);                                \
     }
 TILE(q4_0, PHI3C_Q4_0)
 TILE(q4_1, PHI3C_Q4_1)

@@ -384,9 +384,9 @@ enum { TOKENS = 13 };
 
 /* The outliers of n rows, in order. */
 static outlier_list *lists_of(const uint8_t *rows, size_t stride, int n, int64_t columns) {
-    outlier_list *lists = exactly((size_t)supers_of(columns) * sizeof *lists);
+    outlier_list *lists = exactly((size_t)supers_of(columns) * list_bytes(n));
     for (int64_t super = 0; super < supers_of(columns); super++) {
-        outlier_list *list = &lists[super];
+        outlier_list *list = (outlier_list *)list_at(lists, super, n);
         list->n = 0;
         for (uint32_t column = 0; column < 256; column++)
             for (int row = 0; row < n; row++) {
@@ -410,10 +410,10 @@ static void check_pair(int type, const uint8_t *panels, const float *const expec
     float *got = exactly((size_t)n * 2 * 16 * 4);
     for (int64_t supers = 0; supers < supers_of(columns); supers++) { /* of the first go */
         memset(got, 0, (size_t)n * 2 * 16 * 4);
-        if (supers) tested.pair[type](got, panels, bytes, rows, stride, n, supers * 256, lists, 0);
+        if (supers) tested.pair[type](got, panels, bytes, rows, stride, n, supers * 256, lists);
         tested.pair[type](got, panels + phi3c_packed_bytes(type, 16, supers * 256), bytes,
-                          rows + (size_t)supers * sizeof(block_x8), stride, n, columns - supers * 256, lists + supers,
-                          0);
+                          rows + (size_t)supers * sizeof(block_x8), stride, n, columns - supers * 256,
+                          list_at(lists, supers, n));
         for (int i = 0; i < 2; i++)
             check(all_same(got + i * n * 16, expected[i], n * 16),
                   "columns %d, %d of the super-blocks first, %d tokens, panel %d of 2", (int)columns, (int)supers, n,
@@ -810,7 +810,8 @@ static void check_matmul(void) {
         segments[s] = (phi3c_segment){type, segment_rows[s], panels};
         free(src);
     }
-    /* up to 7 are not sorted, up to 48 share a list; 288 are multiplied by slices of columns, 540 in two shares */
+    /* up to 7 are not sorted, up to 48 share a list, or more where panels are multiplied in pairs; 288 are multiplied
+     * by slices of columns, 540 in two shares */
     static const int batches[] = {1, 7, 8, 48, 53, 57, 288, MAX_N};
     for (int b = 0; b < 8; b++) {
         int n = batches[b];
