@@ -240,7 +240,7 @@ static void attend_queries(const attention_job *job, const phi3c_span *span, int
     const phi3c_attention *a = job->a;
     int hd = a->head_dim, n = (to - from) * heads, kv_head = head / (a->head_count / a->head_count_kv);
     float q[TILE_FLOATS], o[TILE_FLOATS], max[PHI3C_QUERIES], sum[PHI3C_QUERIES];
-    int position[PHI3C_QUERIES];
+    int position[PHI3C_QUERIES]; /* kept: a division a query and page took 0.01 of the time */
     if (cut > 0) phi3c_pool_wait(&handover_of(job, span->row + from, head)->done, cut);
     for (int i = 0; i < n; i++) {
         int64_t row = span->row + from + i / heads;

@@ -230,10 +230,11 @@ INLINE __m512 exp_lanes(__m512 x) {
     return _mm512_mask_mov_ps(p, _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q), x);
 }
 
-/* The same for x <= 0 or NaN, in lanes of `seen`; 0 in others. A NaN is not scaled, so it remains one. */
+/* The same for scores less their maximum, so x <= 0 or NaN, in lanes of `seen`; 0 in others. A NaN of a key remains
+ * one, as its low 9 bits, which go to the exponent, are 0; one of a query makes max - max NaN, and so the whole row. */
 INLINE __m512 exp_negative_lanes(__m512 x, __mmask16 seen) {
     __m512 shifted, p = exp_rest(&shifted, x);
-    __m512i scale = _mm512_maskz_slli_epi32(_mm512_cmp_ps_mask(x, x, _CMP_ORD_Q), _mm512_castps_si512(shifted), 23);
+    __m512i scale = _mm512_slli_epi32(_mm512_castps_si512(shifted), 23);
     __mmask16 normal = _mm512_mask_cmp_ps_mask(seen, x, _mm512_set1_ps(PHI3C_EXP_MIN), _CMP_NLT_UQ);
     return _mm512_castsi512_ps(_mm512_maskz_add_epi32(normal, _mm512_castps_si512(p), scale));
 }
@@ -282,12 +283,14 @@ INLINE void fetch(const int kind, const int N, factor b, int k, int c) {
     UNROLL for (int i = 0; i < (16 * N * width + 63) / 64; i++) _mm_prefetch((const char *)(p + 64 * i), _MM_HINT_T1);
 }
 
+enum { PUT, ADD }; /* out = product, out += product */
+
 /* out[i][v] (+)= sum_k a[i][k] b[k][c + v], in order of k, from <= k < to, for M rows and N times 16 columns. */
-INLINE void multiply(const int add, const int kind, const int M, const int N, float *out, int out_stride,
+INLINE void multiply(const int into, const int kind, const int M, const int N, float *out, int out_stride,
                      const float *a, int a_stride, factor b, int c, int from, int to) {
     __m512 sum[ROWS][6];
     UNROLL for (int i = 0; i < M; i++) UNROLL for (int v = 0; v < N; v++) sum[i][v] =
-        add ? _mm512_loadu_ps(out + i * out_stride + 16 * v) : _mm512_setzero_ps();
+        into == ADD ? _mm512_loadu_ps(out + i * out_stride + 16 * v) : _mm512_setzero_ps();
     for (int k = from; k < to; k++) {
         __m512 row[6];
         if (b.next) fetch(kind, N, b, k, c);
@@ -303,17 +306,17 @@ INLINE void multiply(const int add, const int kind, const int M, const int N, fl
 }
 
 /* The same for any number of rows up to ROWS. */
-INLINE void multiply_rows(const int add, const int kind, const int N, int rows, float *out, int out_stride,
+INLINE void multiply_rows(const int into, const int kind, const int N, int rows, float *out, int out_stride,
                           const float *a, int a_stride, factor b, int c, int from, int to) {
     if (from >= to) return;
     if (rows == ROWS) {
-        multiply(add, kind, ROWS, N, out, out_stride, a, a_stride, b, c, from, to);
+        multiply(into, kind, ROWS, N, out, out_stride, a, a_stride, b, c, from, to);
         return;
     }
     for (; rows >= 4; rows -= 4, out += 4 * out_stride, a += 4 * a_stride)
-        multiply(add, kind, 4, N, out, out_stride, a, a_stride, b, c, from, to);
+        multiply(into, kind, 4, N, out, out_stride, a, a_stride, b, c, from, to);
     for (; rows > 0; rows--, out += out_stride, a += a_stride)
-        multiply(add, kind, 1, N, out, out_stride, a, a_stride, b, c, from, to);
+        multiply(into, kind, 1, N, out, out_stride, a, a_stride, b, c, from, to);
 }
 
 /* slice[k][v] = b[k][c + v] for from <= k < to and N times 16 columns */
@@ -374,16 +377,16 @@ static void softmax(float *max, float *sum, float *o, float (*p)[PHI3C_TILE], co
 INLINE void attend_m(const int keys_kind, const int values_kind, const int M, float *max, float *sum, float *o,
                      const float *q, factor keys, factor values, const int *first, const int *last, int head_dim) {
     float p[FEW_QUERIES][PHI3C_TILE];
-    multiply(0, keys_kind, M, 4, p[0], PHI3C_TILE, q, head_dim, keys, 0, 0, head_dim);
+    multiply(PUT, keys_kind, M, 4, p[0], PHI3C_TILE, q, head_dim, keys, 0, 0, head_dim);
     softmax(max, sum, o, p, first, last, M, head_dim);
     int d = 0;
     if (M == 1 && head_dim % 96 == 0)
         for (; d < head_dim; d += 96)
-            multiply(1, values_kind, M, 6, o + d, head_dim, p[0], PHI3C_TILE, values, d, *first, *last);
+            multiply(ADD, values_kind, M, 6, o + d, head_dim, p[0], PHI3C_TILE, values, d, *first, *last);
     for (; head_dim - d >= 64; d += 64)
-        multiply(1, values_kind, M, 4, o + d, head_dim, p[0], PHI3C_TILE, values, d, *first, *last);
+        multiply(ADD, values_kind, M, 4, o + d, head_dim, p[0], PHI3C_TILE, values, d, *first, *last);
     for (; d < head_dim; d += 16)
-        multiply(1, values_kind, M, 1, o + d, head_dim, p[0], PHI3C_TILE, values, d, *first, *last);
+        multiply(ADD, values_kind, M, 1, o + d, head_dim, p[0], PHI3C_TILE, values, d, *first, *last);
 }
 
 /* The same for up to FEW_QUERIES: one token's heads of a group, or of one head. */
@@ -417,9 +420,9 @@ static seen_keys seen_by(const int *first, const int *last, int n) {
     return seen;
 }
 
-/* Rows [from, to) of b, 16 N columns from c on, as they can be multiplied fast: halves as they are, since they become
- * floats while multiplications wait for one another, others as a slice of floats. */
-INLINE factor floats_of(const int kind, const int N, float *slice, factor b, int c, int from, int to) {
+/* Rows [from, to) of b, 16 N columns from c on, as they are multiplied with many rows: halves as they are, since they
+ * become floats while multiplications wait for one another, others as a slice of floats. */
+INLINE factor prepare(const int kind, const int N, float *slice, factor b, int c, int from, int to) {
     if (kind == HALVES) {
         b.data += 2 * c;
         b.next += 2 * c;
@@ -432,44 +435,50 @@ INLINE factor floats_of(const int kind, const int N, float *slice, factor b, int
 /* p[i][c..] = scores of 16 N keys from c on, for queries that see any of them. */
 INLINE void score_keys(const int kind, const int N, float (*p)[PHI3C_TILE], float *slice, const float *q, factor keys,
                        int c, const seen_keys *groups, int n, int head_dim) {
-    factor b = floats_of(kind, N, slice, keys, c, 0, head_dim);
+    factor b = prepare(kind, N, slice, keys, c, 0, head_dim);
     for (int i = 0; i < n; i += ROWS) {
         int rows = n - i < ROWS ? n - i : ROWS;
         if (groups[i / ROWS].end <= c || groups[i / ROWS].begin >= c + 16 * N) continue;
-        multiply_rows(0, kind == HALVES ? HALVES : FLOATS, N, rows, p[i] + c, PHI3C_TILE, q + i * head_dim, head_dim, b,
-                      0, 0, head_dim);
+        multiply_rows(PUT, kind == HALVES ? HALVES : FLOATS, N, rows, p[i] + c, PHI3C_TILE, q + i * head_dim, head_dim,
+                      b, 0, 0, head_dim);
         b.next = NULL;
     }
 }
 
+INLINE int clamp(int v, int low, int high) { return v < low ? low : v > high ? high : v; }
+
+/* out[i] += weights p[i] times the values that row i sees among keys [low, high), for up to four rows: most of them for
+ * all at once. */
+INLINE void add_four(const int kind, const int N, int rows, float *out, int head_dim, float (*p)[PHI3C_TILE], factor b,
+                     const int *first, const int *last, int low, int high) {
+    seen_keys all = seen_by(first, last, rows);
+    int from = clamp(all.from, low, high), to = clamp(all.to, from, high);
+    for (int i = 0; i < rows; i++)
+        multiply_rows(ADD, kind, N, 1, out + i * head_dim, 0, p[i], 0, b, 0, clamp(first[i], low, from),
+                      clamp(last[i], low, from));
+    multiply_rows(ADD, kind, N, rows, out, head_dim, p[0], PHI3C_TILE, b, 0, from, to);
+    for (int i = 0; i < rows; i++)
+        multiply_rows(ADD, kind, N, 1, out + i * head_dim, 0, p[i], 0, b, 0, clamp(first[i], to, high),
+                      clamp(last[i], to, high));
+}
+
 /* o[i][c..] += weights p times 16 N dimensions of the values from c on. */
 INLINE void add_values(const int kind, const int N, float *o, float (*p)[PHI3C_TILE], float *slice, factor values,
-                       int c, const seen_keys *groups, const int *first, const int *last, int n, int head_dim) {
-    const int floats = kind == HALVES ? HALVES : FLOATS;
-    factor b = floats_of(kind, N, slice, values, c, 0, PHI3C_TILE);
+                       int c, seen_keys seen, const seen_keys *groups, const int *first, const int *last, int n,
+                       int head_dim) {
+    const int prepared = kind == HALVES ? HALVES : FLOATS;
+    factor b = prepare(kind, N, slice, values, c, seen.begin, seen.end);
     for (int i = 0; i < n; i += ROWS) {
-        int rows = n - i < ROWS ? n - i : ROWS;
+        int end = n - i < ROWS ? n : i + ROWS;
         seen_keys all = groups[i / ROWS];
-        int uneven = all.begin < all.from || all.to < all.end;
-        float *out = o + i * head_dim + c;
-        for (int j = 0; uneven && j < rows; j += 4) {
-            int four = rows - j < 4 ? rows - j : 4;
-            seen_keys some = seen_by(first + i + j, last + i + j, four);
-            for (int r = j; r < j + four; r++)
-                multiply_rows(1, floats, N, 1, out + r * head_dim, 0, p[i + r], 0, b, 0, first[i + r],
-                              last[i + r] < some.from ? last[i + r] : some.from);
-            multiply_rows(1, floats, N, four, out + j * head_dim, head_dim, p[i + j], PHI3C_TILE, b, 0, some.from,
-                          some.to < all.from ? some.to : all.from);
-        }
-        multiply_rows(1, floats, N, rows, out, head_dim, p[i], PHI3C_TILE, b, 0, all.from, all.to);
-        for (int j = 0; uneven && j < rows; j += 4) {
-            int four = rows - j < 4 ? rows - j : 4;
-            seen_keys some = seen_by(first + i + j, last + i + j, four);
-            multiply_rows(1, floats, N, four, out + j * head_dim, head_dim, p[i + j], PHI3C_TILE, b, 0, all.to,
-                          some.to);
-            for (int r = j; r < j + four; r++)
-                multiply_rows(1, floats, N, 1, out + r * head_dim, 0, p[i + r], 0, b, 0, some.to, last[i + r]);
-        }
+        for (int j = i; all.begin < all.from && j < end; j += 4)
+            add_four(prepared, N, end - j < 4 ? end - j : 4, o + j * head_dim + c, head_dim, p + j, b, first + j,
+                     last + j, 0, all.from);
+        multiply_rows(ADD, prepared, N, end - i, o + i * head_dim + c, head_dim, p[i], PHI3C_TILE, b, 0, all.from,
+                      all.to);
+        for (int j = i; all.to < all.end && j < end; j += 4)
+            add_four(prepared, N, end - j < 4 ? end - j : 4, o + j * head_dim + c, head_dim, p + j, b, first + j,
+                     last + j, all.to, PHI3C_TILE);
         b.next = NULL;
     }
 }
@@ -478,9 +487,9 @@ INLINE void add_values(const int kind, const int N, float *o, float (*p)[PHI3C_T
 INLINE void attend_several(const int keys_kind, const int values_kind, float *max, float *sum, float *o, const float *q,
                            factor keys, factor values, const int *first, const int *last, int n, int head_dim) {
     _Alignas(64) float p[PHI3C_QUERIES][PHI3C_TILE], slice[PHI3C_MAX_HEAD_DIM * 16];
-    seen_keys groups[PHI3C_QUERIES / ROWS];
+    seen_keys seen = seen_by(first, last, n), groups[PHI3C_QUERIES / ROWS];
     for (int i = 0; i < n; i += ROWS) groups[i / ROWS] = seen_by(first + i, last + i, n - i < ROWS ? n - i : ROWS);
-    for (int c = 0; c < PHI3C_TILE; c += 32) {
+    for (int c = seen.begin / 32 * 32; c < seen.end; c += 32) {
         if (keys_kind == HALVES || head_dim <= PHI3C_MAX_HEAD_DIM / 2)
             score_keys(keys_kind, 2, p, slice, q, keys, c, groups, n, head_dim);
         else
@@ -490,8 +499,8 @@ INLINE void attend_several(const int keys_kind, const int values_kind, float *ma
     softmax(max, sum, o, p, first, last, n, head_dim);
     int d = 0;
     for (; head_dim - d >= 32; d += 32)
-        add_values(values_kind, 2, o, p, slice, values, d, groups, first, last, n, head_dim);
-    if (d < head_dim) add_values(values_kind, 1, o, p, slice, values, d, groups, first, last, n, head_dim);
+        add_values(values_kind, 2, o, p, slice, values, d, seen, groups, first, last, n, head_dim);
+    if (d < head_dim) add_values(values_kind, 1, o, p, slice, values, d, seen, groups, first, last, n, head_dim);
 }
 
 /* Whether n queries see the same keys, and are few. */
@@ -501,10 +510,11 @@ INLINE int are_few(const int *first, const int *last, int n) {
     return n <= FEW_QUERIES;
 }
 
-/* Any queries. Rows of q and o lie so far apart that their addresses take a register each, unless the compiler knows
+/* The same. Rows of q and o lie so far apart that their addresses take a register each, unless the compiler knows
  * how far: 1.05 for the heads of Phi-3-mini, and of the others. */
-INLINE void attend_many(const int keys_kind, const int values_kind, float *max, float *sum, float *o, const float *q,
-                        factor keys, factor values, const int *first, const int *last, int n, int head_dim) {
+INLINE void attend_by_head_dim(const int keys_kind, const int values_kind, float *max, float *sum, float *o,
+                               const float *q, factor keys, factor values, const int *first, const int *last, int n,
+                               int head_dim) {
     switch (head_dim) {
     case 96: attend_several(keys_kind, values_kind, max, sum, o, q, keys, values, first, last, n, 96); break;
     case 128: attend_several(keys_kind, values_kind, max, sum, o, q, keys, values, first, last, n, 128); break;
@@ -519,7 +529,7 @@ static void attend_f16(float *max, float *sum, float *o, const float *q, const u
     if (are_few(first, last, n))
         attend_few(HALVES, HALVES, max, sum, o, q, keys, values, first, last, n, head_dim);
     else
-        attend_many(HALVES, HALVES, max, sum, o, q, keys, values, first, last, n, head_dim);
+        attend_by_head_dim(HALVES, HALVES, max, sum, o, q, keys, values, first, last, n, head_dim);
 }
 
 static void attend_q8_0(float *max, float *sum, float *o, const float *q, const uint8_t *kv, const uint8_t *next,
@@ -535,7 +545,7 @@ static void attend_q8_0(float *max, float *sum, float *o, const float *q, const 
     if (are_few(first, last, n))
         attend_few(Q8_KEYS, Q8_VALUES, max, sum, o, q, keys, values, first, last, n, head_dim);
     else
-        attend_many(Q8_KEYS, Q8_VALUES, max, sum, o, q, keys, values, first, last, n, head_dim);
+        attend_by_head_dim(Q8_KEYS, Q8_VALUES, max, sum, o, q, keys, values, first, last, n, head_dim);
 }
 
 /* -- limit ------------------------------------------------------------------------------------------------ */

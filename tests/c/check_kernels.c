@@ -763,6 +763,36 @@ static void check_attend(int type, int n, int head_dim, int masked) {
     free(q);
 }
 
+/* Scores that are NaN, infinite, or too far below the largest for their weight to be more than 0: as scalar. */
+static void check_wild_scores(int type, int n) {
+    enum { HEAD_DIM = 96 };
+    const uint32_t nan_bits = 0x7fc00155; /* whose low bits a shift would bring into the exponent */
+    float odd_nan, max[2][PHI3C_QUERIES], sum[2][PHI3C_QUERIES], o[2][PHI3C_QUERIES * HEAD_DIM] = {0};
+    float q[PHI3C_QUERIES * HEAD_DIM];
+    int first[PHI3C_QUERIES], last[PHI3C_QUERIES];
+    memcpy(&odd_nan, &nan_bits, 4);
+    kv_page page = new_page(type, HEAD_DIM);
+    for (int j = 0; j < PHI3C_TILE; j++)
+        for (int d = 0; d < HEAD_DIM; d++) set_random(&page, 0, j, d, 3.0f), set_random(&page, 1, j, d, 1.0f);
+    for (int i = 0; i < n; i++) {
+        const float wild[] = {odd_nan, INFINITY, 1e30f, 20.0f, 1.0f};
+        for (int d = 0; d < HEAD_DIM; d++) q[i * HEAD_DIM + d] = normal();
+        q[i * HEAD_DIM + below(HEAD_DIM)] *= wild[i % 5];
+        max[0][i] = max[1][i] = -INFINITY, sum[0][i] = sum[1][i] = 0.0f;
+        first[i] = i % 3, last[i] = PHI3C_TILE - i % 4;
+    }
+    for (int step = 0; step < 2; step++) { /* then with a NaN among the keys */
+        if (step == 1) set_poison(&page, 0, 40, 5, 0x7e01);
+        scalar.attend_tile[type](max[0], sum[0], o[0], q, page.bytes, page.bytes, first, last, n, HEAD_DIM);
+        tested.attend_tile[type](max[1], sum[1], o[1], q, page.bytes, page.bytes, first, last, n, HEAD_DIM);
+        check(all_same(max[1], max[0], n) && all_same(sum[1], sum[0], n) && all_same(o[1], o[0], n * HEAD_DIM),
+              "type %d, %d queries, step %d: wild scores", type, n, step);
+        for (int i = 0; i < n; i += step ? 1 : 5)
+            check(isnan(sum[0][i]) && isnan(sum[1][i]), "a NaN of a query or key is one of the sum");
+    }
+    free(page.bytes);
+}
+
 /* -- operations on a pool --------------------------------------------------------------------------------- */
 
 static const int pool_sizes[] = {1, 2, 3, 5};
@@ -1050,11 +1080,15 @@ static void check_isa(const char *isa) {
         for (int i = 0; i < 13; i++)
             for (int masked = 0; masked < 4; masked++)
                 if (!left_out()) check_attend(PHI3C_F16, queries[i], head_dims[h], masked);
+    for (int i = 0; i < 13; i++)
+        if (queries[i] <= PHI3C_QUERIES) check_wild_scores(PHI3C_F16, queries[i]);
     report(isa, "attend_tile f16");
     for (int h = 0; h < 8; h++)
         for (int i = 0; phi3c_kv_bytes(PHI3C_Q8_0, head_dims[h]) && i < 13; i++)
             for (int masked = 0; masked < 4; masked++)
                 if (!left_out()) check_attend(PHI3C_Q8_0, queries[i], head_dims[h], masked);
+    for (int i = 0; i < 13; i++)
+        if (queries[i] <= PHI3C_QUERIES) check_wild_scores(PHI3C_Q8_0, queries[i]);
     report(isa, "attend_tile q8_0");
     check_matmul();
     report(isa, "phi3c_matmul");

@@ -30,7 +30,6 @@ typedef union {
 #undef _mm512_cvtps_ph
 #undef _mm512_extractf32x8_ps
 #undef _mm512_mask_cmp_ps_mask
-#undef _mm512_maskz_slli_epi32
 #undef _mm512_setr_epi32
 #undef _mm512_shuffle_epi32
 #undef _mm512_shuffle_i32x4
@@ -110,7 +109,6 @@ typedef union {
 #define _mm512_mask_mov_ps emulated_mask_mov_ps
 #define _mm512_mask_max_ps emulated_mask_max_ps
 #define _mm512_maskz_add_epi32 emulated_maskz_add_epi32
-#define _mm512_maskz_slli_epi32 emulated_maskz_slli_epi32
 #define _mm512_mask_blend_epi16 emulated_mask_blend_epi16
 #define _mm512_reduce_max_ps emulated_reduce_max_ps
 #define _mm512_reduce_max_epu32 emulated_reduce_max_epu32
@@ -490,7 +488,6 @@ static inline int emulated_compare(float a, float b, int predicate) {
     case _CMP_LT_OQ: return a < b;
     case _CMP_GT_OQ: return a > b;
     case _CMP_NLT_UQ: return !(a < b);
-    case _CMP_ORD_Q: return !isnan(a) && !isnan(b);
     case _CMP_UNORD_Q: return isnan(a) || isnan(b);
     }
     __builtin_trap();
@@ -518,11 +515,6 @@ static inline __m512 _mm512_mask_max_ps(__m512 rest, __mmask16 mask, __m512 a, _
 static inline __m512i _mm512_maskz_add_epi32(__mmask16 mask, __m512i a, __m512i b) {
     LANES a.u32[l] = mask >> l & 1 ? a.u32[l] + b.u32[l] : 0;
     return a;
-}
-
-static inline __m512i _mm512_maskz_slli_epi32(__mmask16 mask, __m512i a, unsigned count) {
-    LANES if (!(mask >> l & 1)) a.u32[l] = 0;
-    return _mm512_slli_epi32(a, count);
 }
 
 static inline __m512i _mm512_mask_blend_epi16(__mmask32 mask, __m512i a, __m512i b) {
