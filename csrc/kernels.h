@@ -38,12 +38,13 @@ static inline const outlier_list *list_at(const outlier_list *lists, int64_t i, 
 }
 
 /* out[t * 16 + r] = sum_c w[r][c] x[t][c] for one panel and n rows of activations, x_stride bytes apart: for F32, F16
- * and BF16 weights floats, for the others x8 blocks. lists: the outliers of these, by super-block, for kernels that
- * would rather have them sorted; NULL for few rows. */
+ * and BF16 weights floats, for the others x8 rows. lists: the outliers of these, by super-block, for kernels that would
+ * rather have them sorted; NULL for few rows. */
 typedef void phi3c_tile(float *out, const uint8_t *panel, const uint8_t *x, size_t x_stride, int n, int64_t columns,
                         const outlier_list *lists);
 
-/* out[(i * n + t) * 16 + r] += that of panel i of two, panel_bytes apart, for any number of rows. */
+/* out[(i * n + t) * 16 + r] += that of panel i of two, panel_bytes apart, for any number of rows. They may begin and
+ * end at any super-block: x is blocks alone. */
 typedef void phi3c_pair(float *out, const uint8_t *panels, size_t panel_bytes, const uint8_t *x, size_t x_stride, int n,
                         int64_t columns, const outlier_list *lists);
 
@@ -64,7 +65,7 @@ typedef struct {
     phi3c_tile *tile[PHI3C_N_TYPES];               /* by type of the weights */
     phi3c_pair *pair[PHI3C_N_TYPES];               /* two panels at once, for many rows; NULL: one by one */
     phi3c_attend_tile *attend_tile[PHI3C_N_TYPES]; /* by type of the cache */
-    void (*quantize_row)(block_x8 *out, const float *x, int64_t columns);
+    void (*quantize_row)(block_x8 *out, outliers_x8 *outliers, const float *x, int64_t columns);
     void (*rms_norm_row)(float *out, const float *x, const float *weight, float eps, int64_t columns);
     void (*silu_mul_row)(float *out, const float *gate, const float *up, int64_t n);
     void (*to_f16)(f16 *out, const float *x, int64_t n);
@@ -104,6 +105,16 @@ static inline unsigned wide32_bit(int j, int first, int second, int sum) {
 static inline size_t q8_0_scale_bytes(int head_dim) { return (size_t)(head_dim / 32) * PHI3C_TILE * sizeof(f16); }
 
 static inline int64_t supers_of(int64_t columns) { return (columns + PHI3C_SUPER - 1) / PHI3C_SUPER; }
+
+/* An x8 row is a block for every super-block, then their outliers. */
+static inline const outliers_x8 *outliers_of(const uint8_t *x8, int64_t columns) {
+    return (const outliers_x8 *)(x8 + (size_t)supers_of(columns) * sizeof(block_x8));
+}
+
+/* Those of the row that lies t rows further. */
+static inline const outliers_x8 *outliers_at(const outliers_x8 *outliers, size_t x_stride, int t) {
+    return (const outliers_x8 *)((const uint8_t *)outliers + (size_t)t * x_stride);
+}
 
 /* Whether a quantised type has blocks of 32 columns with a float scale each, not 256 with integer scales. */
 static inline int has_blocks_of_32(int type) { return type <= PHI3C_Q8_0 || type == PHI3C_IQ4_NL; }

@@ -5,7 +5,7 @@
 #include "kernels.h"
 #include "pool.h"
 
-/* Tokens between two walks over a panel: of TOKENS, a panel's activations stay in L2 (48 * 12 * 640 bytes at 3072
+/* Tokens between two walks over a panel: of TOKENS, a panel's activations stay in L2 (48 * 12 * 320 bytes at 3072
  * columns), of AT_ONCE those that two panels at once need for a slice of columns. */
 enum { TOKENS = PHI3C_TOKENS, AT_ONCE = 11 * TOKENS };
 enum { SORTED = 8 };   /* so many pay for sorting their outliers: 8 sequences take 0.98 of the time */
@@ -96,23 +96,24 @@ typedef struct {
     int64_t n, at_once;
 } sort_job;
 
-/* Of n rows, by counting. */
-static void sort_outliers(outlier_list *list, const uint8_t *rows, size_t stride, int n) {
+/* Of n rows, `stride` bytes apart, by counting. */
+static void sort_outliers(outlier_list *list, const outliers_x8 *first, size_t stride, int n) {
     uint16_t end[256] = {0}; /* of a column, in the list */
     list->n = 0;
     for (int row = 0; row < n; row++) {
-        const block_x8 *block = (const block_x8 *)(rows + (size_t)row * stride);
-        for (uint32_t i = 0; i < block->n_outliers; i++) end[block->outliers[i].column]++;
-        list->n += block->n_outliers;
+        const outliers_x8 *outliers = outliers_at(first, stride, row);
+        for (int i = 0; i < outliers->n; i++) end[outliers->column[i]]++;
+        list->n += outliers->n;
     }
     if (!list->n) return;
     for (int column = 1; column < 256; column++) end[column] = (uint16_t)(end[column] + end[column - 1]);
     for (int row = n - 1; row >= 0; row--) {
-        const block_x8 *block = (const block_x8 *)(rows + (size_t)row * stride);
-        for (uint32_t i = 0; i < block->n_outliers; i++) {
-            uint32_t column = block->outliers[i].column, at = --end[column];
-            list->outliers[at].x = block->outliers[i].x;
-            list->outliers[at].column = (uint16_t)column;
+        const outliers_x8 *outliers = outliers_at(first, stride, row);
+        for (int i = 0; i < outliers->n; i++) {
+            uint8_t column = outliers->column[i];
+            uint32_t at = --end[column];
+            list->outliers[at].x = outliers->x[i];
+            list->outliers[at].column = column;
             list->outliers[at].row = (uint16_t)row;
         }
     }
@@ -126,8 +127,8 @@ static void sort_items(void *arg, int64_t first, int64_t last) {
     for (int64_t item = first; item < last; item++) {
         int64_t from = item / supers * job->at_once, left = job->n - from,
                 n = left < job->at_once ? left : job->at_once;
-        const uint8_t *rows = job->x.x8 + (size_t)from * stride + (size_t)(item % supers) * sizeof(block_x8);
-        sort_outliers((outlier_list *)list_at(lists_from(job->x, from), item % supers, n), rows, stride, (int)n);
+        const outliers_x8 *first = outliers_of(job->x.x8 + (size_t)from * stride, job->x.columns) + item % supers;
+        sort_outliers((outlier_list *)list_at(lists_from(job->x, from), item % supers, n), first, stride, (int)n);
     }
 }
 

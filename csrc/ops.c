@@ -3,8 +3,10 @@
 #include "kernels.h"
 #include "pool.h"
 
-/* The 192 bytes more keep rows from starting in the same sets of a cache: 32 blocks are five times 4096 bytes. */
-size_t phi3c_x8_bytes(int64_t columns) { return (size_t)supers_of(columns) * sizeof(block_x8) + 192; }
+/* The 64 bytes more keep rows from starting in the same sets of a cache: 32 super-blocks are 3.5 times 4096 bytes. */
+size_t phi3c_x8_bytes(int64_t columns) {
+    return (size_t)supers_of(columns) * (sizeof(block_x8) + sizeof(outliers_x8)) + 64;
+}
 
 size_t phi3c_outlier_bytes(int64_t n, int64_t columns) {
     int64_t tiles = (n + PHI3C_TOKENS - 1) / PHI3C_TOKENS;
@@ -21,8 +23,9 @@ static float *f32_row(phi3c_activation a, int64_t row) { return a.f32 + row * a.
 
 /* Quantise n floats from super-block `super` of a row on. */
 static void quantize_part(phi3c_activation a, int64_t row, int64_t super, int64_t n) {
-    block_x8 *blocks = (block_x8 *)(a.x8 + (size_t)row * phi3c_x8_bytes(a.columns)) + super;
-    phi3c_kernel.quantize_row(blocks, f32_row(a, row) + super * PHI3C_SUPER, n);
+    uint8_t *x8 = a.x8 + (size_t)row * phi3c_x8_bytes(a.columns);
+    phi3c_kernel.quantize_row((block_x8 *)x8 + super, (outliers_x8 *)outliers_of(x8, a.columns) + super,
+                              f32_row(a, row) + super * PHI3C_SUPER, n);
 }
 
 static void rms_norm(void *arg, int64_t first, int64_t last) {

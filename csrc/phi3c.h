@@ -82,7 +82,8 @@ int phi3c_encode(uint8_t *out, int type, const uint8_t *in, int in_type, int64_t
 
 /* -- activations ------------------------------------------------------------------------------------------ */
 
-/* Bytes of a quantised row: ceil(columns / 256) blocks of 640 (blocks.h), and 192 that nobody uses. */
+/* Bytes of a quantised row: ceil(columns / 256) blocks of 320 and as many of outliers, 128 (blocks.h), and 64 that
+ * nobody uses. */
 size_t phi3c_x8_bytes(int64_t columns);
 
 /* Bytes in which matrices sort the outliers of n rows: lists (kernels.h) of every super-block. */

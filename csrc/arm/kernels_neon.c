@@ -122,7 +122,7 @@ static void quantize_plain(block_x8 *out, const float x[256]) {
     float largest, group[8];
     memcpy(&largest, &block_bits, 4);
     memcpy(group, group_bits, sizeof group_bits);
-    memset(out, 0, offsetof(block_x8, n_outliers));
+    memset(out, 0, sizeof *out);
     if (block_bits >= 0x7f800000u) {
         out->d = NAN;
         return;
@@ -145,19 +145,17 @@ static void quantize_plain(block_x8 *out, const float x[256]) {
             vst1q_s8(out->q + 32 * j + 16 * i, bytes);
             sum[i] = vaddvq_s32(total);
             magnitude[i] = vaddlvq_u8(vreinterpretq_u8_s8(vabsq_s8(bytes)));
-            out->nsum16[2 * j + i] = -sum[i];
-            out->sum16[2 * j + i] = (int16_t)(sum[i] * factor);
+            out->nsum16[2 * j + i] = (int16_t)-sum[i];
         }
-        out->factor[j] = factor;
-        out->nsum32[j] = -(sum[0] + sum[1]);
-        out->sum32[j] = (int16_t)(out->sum16[2 * j] + out->sum16[2 * j + 1]);
+        out->factor[j] = (uint8_t)factor;
+        out->sum32[j] = (int16_t)((sum[0] + sum[1]) * factor);
         out->wide16 |= (uint8_t)wide16_bit(j, magnitude[0], magnitude[1]);
         out->wide32 |= (uint8_t)wide32_bit(j, magnitude[0], magnitude[1], sum[0] + sum[1]);
     }
 }
 
 /* As in kernels_scalar.c. Blocks without outliers are not copied. */
-static void quantize_block(block_x8 *out, const float *x, int n) {
+static void quantize_block(block_x8 *out, outliers_x8 *outliers, const float *x, int n) {
     float rest[256];
     if (n < 256) {
         memset(rest, 0, sizeof rest);
@@ -171,26 +169,28 @@ static void quantize_block(block_x8 *out, const float *x, int n) {
             largest = vmaxq_f32(largest, magnitude);
         }
     float limit = outlier_limit(sum_lanes(lanes), n);
-    uint16_t n_outliers = 0;
+    outliers->n = 0;
     if (vmaxvq_f32(largest) > limit) {
         for (int i = 0; i < 256; i += 4) {
             float32x4_t v = vld1q_f32(x + i);
             uint32x4_t apart = vcagtq_f32(v, vdupq_n_f32(limit)); /* |v| > limit */
             if (vmaxvq_u32(apart))
-                for (int column = i; column < i + 4; column++)
-                    if (fabsf(x[column]) > limit)
-                        out->outliers[n_outliers++] = (outlier_x8){x[column], (uint32_t)column};
+                for (int column = i; column < i + 4; column++) {
+                    if (!(fabsf(x[column]) > limit)) continue;
+                    outliers->column[outliers->n] = (uint8_t)column;
+                    outliers->x[outliers->n++] = x[column];
+                }
             /* x may be rest */
             vst1q_f32(rest + i, vreinterpretq_f32_u32(vbicq_u32(vreinterpretq_u32_f32(v), apart)));
         }
         x = rest;
     }
     quantize_plain(out, x);
-    out->n_outliers = n_outliers;
 }
 
-static void quantize_row(block_x8 *out, const float *x, int64_t columns) {
-    for (; columns > 0; columns -= 256, x += 256) quantize_block(out++, x, columns < 256 ? (int)columns : 256);
+static void quantize_row(block_x8 *out, outliers_x8 *outliers, const float *x, int64_t columns) {
+    for (; columns > 0; columns -= 256, x += 256)
+        quantize_block(out++, outliers++, x, columns < 256 ? (int)columns : 256);
 }
 
 static void rms_norm_row(float *out, const float *x, const float *weight, float eps, int64_t columns) {

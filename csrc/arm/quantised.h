@@ -30,6 +30,16 @@ INLINE const block_x8 *token(const uint8_t *x, size_t x_stride, int t) {
     return (const block_x8 *)(x + (size_t)t * x_stride);
 }
 
+/* -sum of q over group s of 32 columns. */
+INLINE int nsum32(const block_x8 *block, int s) { return block->nsum16[2 * s] + block->nsum16[2 * s + 1]; }
+
+/* Sums of q * factor over 16 columns, for the mins of q2_K. */
+INLINE void factored_sums(int16_t sums[16], const block_x8 *block) {
+    int16x8_t factors = vnegq_s16(vreinterpretq_s16_u16(vmovl_u8(vld1_u8(block->factor))));
+    vst1q_s16(sums, vmulq_s16(vld1q_s16(block->nsum16), vzip1q_s16(factors, factors)));
+    vst1q_s16(sums + 8, vmulq_s16(vld1q_s16(block->nsum16 + 8), vzip2q_s16(factors, factors)));
+}
+
 /* Of the K types; of the others they have 16 columns. */
 INLINE int has_groups_of_32(const int type) { return type == PHI3C_Q4_K || type == PHI3C_Q5_K || type == PHI3C_IQ4_XS; }
 
@@ -120,7 +130,7 @@ INLINE void legacy_super(const int type, const int M, float32x4_t part[QUADS][TO
     for (int s = 0; s < w->n32; s++) {
         int32x4_t sum[QUADS][TOKENS];
         UNROLL for (int t = 0; t < M; t++) UNROLL for (int q = 0; q < QUADS; q++) sum[q][t] =
-            vdupq_n_s32(token(x, x_stride, t)->nsum32[s] * bias_of(type));
+            vdupq_n_s32(nsum32(token(x, x_stride, t), s) * bias_of(type));
         dot(type, M, sum, 0, 8, w, bytes, s, 0, x, x_stride);
         UNROLL for (int t = 0; t < M; t++) {
             const block_x8 *block = token(x, x_stride, t);
@@ -162,7 +172,9 @@ INLINE void k_super(const int type, const int M, float32x4_t part[QUADS][TOKENS]
             minsum[q] = vdupq_n_s32(0);
         }
         if (!has_min(type)) continue;
-        const int16_t *sums = parts == 1 ? block->sum32 : block->sum16;
+        int16_t sum16[16];
+        if (parts == 2) factored_sums(sum16, block);
+        const int16_t *sums = parts == 1 ? block->sum32 : sum16;
         UNROLL for (int i = 0; i < 8 * parts; i++) UNROLL for (int q = 0; q < QUADS; q++) minsum[q] =
             vmlal_n_s16(minsum[q], w->min[i][q], sums[i]);
         UNROLL for (int q = 0; q < QUADS; q++) part[q][t] = vfmsq_f32(part[q][t], w->m[0][q], vcvtq_f32_s32(minsum[q]));
@@ -211,9 +223,10 @@ INLINE void add_column(float *out, const float32x4_t v[QUADS], float x) {
         vst1q_f32(out + 4 * quad, vfmaq_n_f32(vld1q_f32(out + 4 * quad), v[quad], x));
 }
 
-/* out[t] += a super-block times the outliers of n blocks, by column. Rows tend to have them in the same columns. */
-INLINE void multiply_outliers(const int type, float *out, const super_block *w, const uint8_t *bytes, const uint8_t *x,
-                              size_t x_stride, int n, const outlier_list *list) {
+/* out[t] += a super-block times the outliers of n rows, by column: where they are listed, from the list, as rows tend
+ * to have them in the same columns. */
+INLINE void multiply_outliers(const int type, float *out, const super_block *w, const uint8_t *bytes,
+                              const outliers_x8 *first, size_t x_stride, int n, const outlier_list *list) {
     float32x4_t v[QUADS];
     if (list) {
         for (uint32_t i = 0; i < list->n;) {
@@ -227,10 +240,10 @@ INLINE void multiply_outliers(const int type, float *out, const super_block *w, 
         return;
     }
     for (int t = 0; t < n; t++) {
-        const block_x8 *block = token(x, x_stride, t);
-        for (uint32_t i = 0; i < block->n_outliers; i++) {
-            column_weights(type, v, w, bytes, (int)block->outliers[i].column);
-            add_column(out + t * 16, v, block->outliers[i].x);
+        const outliers_x8 *outliers = outliers_at(first, x_stride, t);
+        for (int i = 0; i < outliers->n; i++) {
+            column_weights(type, v, w, bytes, outliers->column[i]);
+            add_column(out + t * 16, v, outliers->x[i]);
         }
     }
 }
@@ -314,6 +327,7 @@ INLINE void unpack_weights(const int type, uint8_t *bytes, const super_block *w)
 INLINE void quantised_tile(const int type, float *out, const uint8_t *panel, const uint8_t *x, size_t x_stride, int n,
                            int64_t columns, const outlier_list *list) {
     const size_t bytes32 = phi3c_packed_bytes(type, 16, 256) / 8;
+    const outliers_x8 *outliers = outliers_of(x, columns);
     memset(out, 0, (size_t)n * 16 * sizeof(float));
     for (int64_t left = columns / 32; left > 0; left -= 8) {
         super_block w; /* not cleared: 2.5 KB, of which each type uses a part */
@@ -329,9 +343,10 @@ INLINE void quantised_tile(const int type, float *out, const uint8_t *panel, con
         }
         for (; n - t >= 2; t += 2) multiply_blocks(type, 2, out + t * 16, &w, NULL, x + (size_t)t * x_stride, x_stride);
         if (n - t == 1) multiply_blocks(type, 1, out + t * 16, &w, NULL, x + (size_t)t * x_stride, x_stride);
-        multiply_outliers(type, out, &w, n >= TOKENS ? bytes : NULL, x, x_stride, n, list);
+        multiply_outliers(type, out, &w, n >= TOKENS ? bytes : NULL, outliers, x_stride, n, list);
         panel += bytes32 * (size_t)w.n32;
         x += sizeof(block_x8);
+        outliers++;
         if (list) list = list_at(list, 1, n);
     }
 }

@@ -133,7 +133,8 @@ INLINE void k_super(int type, float part[][16], const uint8_t *p, const block_x8
             for (int lane = 0; lane < 16; lane++) {
                 int32_t scaled = sum[0][lane] * scale[0][lane] + sum[1][lane] * scale[1][lane];
                 total[t][lane] += scaled * x[t]->factor[s];
-                minsum[t][lane] += min[0][lane] * x[t]->sum16[2 * s] + min[1][lane] * x[t]->sum16[2 * s + 1];
+                int32_t mins = min[0][lane] * x[t]->nsum16[2 * s] + min[1][lane] * x[t]->nsum16[2 * s + 1];
+                minsum[t][lane] -= mins * x[t]->factor[s];
             }
         }
     }
@@ -183,12 +184,12 @@ INLINE void quantised_tile(int type, float *out, const uint8_t *panel, const uin
                 k_super(type, part, p, block, tokens);
             for (int t = 0; t < tokens; t++) {
                 add_part(out + t * 16, part[t], block[t]->d);
-                for (uint32_t i = 0; i < block[t]->n_outliers; i++) {
-                    const outlier_x8 *outlier = &block[t]->outliers[i];
-                    int s = (int)(outlier->column / 32), c = (int)(outlier->column % 32);
+                const outliers_x8 *outliers = outliers_at(outliers_of(x, columns) + super, x_stride, first + t);
+                for (int i = 0; i < outliers->n; i++) {
+                    int s = outliers->column[i] / 32, c = outliers->column[i] % 32;
                     for (int lane = 0; lane < 16; lane++) {
                         float weight = float_weight_at(type, p, lane, s, c, n32);
-                        out[t * 16 + lane] = fmaf(weight, outlier->x, out[t * 16 + lane]);
+                        out[t * 16 + lane] = fmaf(weight, outliers->x[i], out[t * 16 + lane]);
                     }
                 }
             }
@@ -221,7 +222,7 @@ INLINE void float_tile(int type, float *out, const uint8_t *panel, const uint8_t
 #define TILE(name, kind, type)                                                                                         \
     static void name(float *out, const uint8_t *panel, const uint8_t *x, size_t x_stride, int n, int64_t columns,      \
                      const outlier_list *lists) {                                                                      \
-        (void)lists; /* the same outliers as those of the blocks */                                                    \
+        (void)lists; /* the same outliers as those of the rows */                                                      \
         kind(type, out, panel, x, x_stride, n, columns);                                                               \
     }
 TILE(tile_f32, float_tile, PHI3C_F32)
@@ -269,7 +270,7 @@ static void quantize_plain(block_x8 *out, const float x[256]) {
     memcpy(&largest, &block_bits, 4);
     memcpy(group, group_bits, sizeof group);
 
-    memset(out, 0, offsetof(block_x8, n_outliers));
+    memset(out, 0, sizeof *out);
     if (block_bits >= 0x7f800000u) {
         out->d = NAN;
         return;
@@ -286,36 +287,34 @@ static void quantize_plain(block_x8 *out, const float x[256]) {
             sum[i / 16] += (int)q;
             magnitude[i / 16] += (int)fabsf(q);
         }
-        out->factor[j] = factor;
-        out->nsum16[2 * j] = -sum[0];
-        out->nsum16[2 * j + 1] = -sum[1];
-        out->nsum32[j] = -(sum[0] + sum[1]);
-        out->sum16[2 * j] = (int16_t)(sum[0] * factor);
-        out->sum16[2 * j + 1] = (int16_t)(sum[1] * factor);
-        out->sum32[j] = (int16_t)(out->sum16[2 * j] + out->sum16[2 * j + 1]);
+        out->factor[j] = (uint8_t)factor;
+        out->nsum16[2 * j] = (int16_t)-sum[0];
+        out->nsum16[2 * j + 1] = (int16_t)-sum[1];
+        out->sum32[j] = (int16_t)((sum[0] + sum[1]) * factor);
         out->wide16 |= (uint8_t)wide16_bit(j, magnitude[0], magnitude[1]);
         out->wide32 |= (uint8_t)wide32_bit(j, magnitude[0], magnitude[1], sum[0] + sum[1]);
     }
 }
 
 /* Magnitudes are added up in 16 strided lanes. */
-static void quantize_block(block_x8 *out, const float *x, int n) {
+static void quantize_block(block_x8 *out, outliers_x8 *outliers, const float *x, int n) {
     float rest[256] = {0}, lanes[16] = {0};
     memcpy(rest, x, (size_t)n * sizeof(float));
     for (int i = 0; i < 256; i++) lanes[i % 16] += fabsf(rest[i]);
     float limit = outlier_limit(sum_lanes(lanes), n);
-    uint16_t n_outliers = 0;
-    for (uint32_t i = 0; i < 256; i++) {
+    outliers->n = 0;
+    for (int i = 0; i < 256; i++) {
         if (!(fabsf(rest[i]) > limit)) continue;
-        out->outliers[n_outliers++] = (outlier_x8){rest[i], i};
+        outliers->column[outliers->n] = (uint8_t)i;
+        outliers->x[outliers->n++] = rest[i];
         rest[i] = 0.0f;
     }
     quantize_plain(out, rest);
-    out->n_outliers = n_outliers;
 }
 
-static void quantize_row(block_x8 *out, const float *x, int64_t columns) {
-    for (; columns > 0; columns -= 256, x += 256) quantize_block(out++, x, columns < 256 ? (int)columns : 256);
+static void quantize_row(block_x8 *out, outliers_x8 *outliers, const float *x, int64_t columns) {
+    for (; columns > 0; columns -= 256, x += 256)
+        quantize_block(out++, outliers++, x, columns < 256 ? (int)columns : 256);
 }
 
 static void rms_norm_row(float *out, const float *x, const float *weight, float eps, int64_t columns) {

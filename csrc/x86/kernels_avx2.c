@@ -151,7 +151,7 @@ static void quantize_plain(block_x8 *out, const float x[256]) {
     float largest, group[8];
     memcpy(&largest, &block_bits, 4);
     memcpy(group, group_bits, sizeof group);
-    memset(out, 0, offsetof(block_x8, n_outliers));
+    memset(out, 0, sizeof *out);
     if (block_bits >= 0x7f800000u) {
         out->d = NAN;
         return;
@@ -172,19 +172,17 @@ static void quantize_plain(block_x8 *out, const float x[256]) {
             __m128i eights = _mm_sad_epu8(_mm_abs_epi8(bytes), _mm_setzero_si128()); /* two sums of 8 magnitudes */
             magnitude[i] = _mm_cvtsi128_si32(eights) + _mm_extract_epi16(eights, 4);
             sum[i] = sum_i32(_mm256_add_epi32(q0, q1));
-            out->nsum16[2 * j + i] = -sum[i];
-            out->sum16[2 * j + i] = (int16_t)(sum[i] * factor);
+            out->nsum16[2 * j + i] = (int16_t)-sum[i];
         }
-        out->factor[j] = factor;
-        out->nsum32[j] = -(sum[0] + sum[1]);
-        out->sum32[j] = (int16_t)(out->sum16[2 * j] + out->sum16[2 * j + 1]);
+        out->factor[j] = (uint8_t)factor;
+        out->sum32[j] = (int16_t)((sum[0] + sum[1]) * factor);
         out->wide16 |= (uint8_t)wide16_bit(j, magnitude[0], magnitude[1]);
         out->wide32 |= (uint8_t)wide32_bit(j, magnitude[0], magnitude[1], sum[0] + sum[1]);
     }
 }
 
 /* As in kernels_scalar.c. Blocks without outliers are not copied. */
-static void quantize_block(block_x8 *out, const float *x, int n) {
+static void quantize_block(block_x8 *out, outliers_x8 *outliers, const float *x, int n) {
     const __m256 sign = _mm256_set1_ps(-0.0f);
     float rest[256];
     if (n < 256) {
@@ -198,25 +196,26 @@ static void quantize_block(block_x8 *out, const float *x, int n) {
         largest = _mm256_max_ps(largest, magnitude);
     }
     __m256 limit = _mm256_set1_ps(outlier_limit(sum_lanes(lanes[0], lanes[1]), n));
-    uint16_t n_outliers = 0;
+    outliers->n = 0;
     if (_mm256_movemask_ps(_mm256_cmp_ps(largest, limit, _CMP_GT_OQ))) {
         for (int i = 0; i < 256; i += 8) {
             __m256 v = _mm256_loadu_ps(x + i), apart = _mm256_cmp_ps(_mm256_andnot_ps(sign, v), limit, _CMP_GT_OQ);
             uint32_t lanes_apart = (uint32_t)_mm256_movemask_ps(apart);
             for (; lanes_apart; lanes_apart &= lanes_apart - 1) {
                 int column = i + lowest_bit(lanes_apart);
-                out->outliers[n_outliers++] = (outlier_x8){x[column], (uint32_t)column};
+                outliers->column[outliers->n] = (uint8_t)column;
+                outliers->x[outliers->n++] = x[column];
             }
             _mm256_storeu_ps(rest + i, _mm256_andnot_ps(apart, v)); /* x may be rest */
         }
         x = rest;
     }
     quantize_plain(out, x);
-    out->n_outliers = n_outliers;
 }
 
-static void quantize_row(block_x8 *out, const float *x, int64_t columns) {
-    for (; columns > 0; columns -= 256, x += 256) quantize_block(out++, x, columns < 256 ? (int)columns : 256);
+static void quantize_row(block_x8 *out, outliers_x8 *outliers, const float *x, int64_t columns) {
+    for (; columns > 0; columns -= 256, x += 256)
+        quantize_block(out++, outliers++, x, columns < 256 ? (int)columns : 256);
 }
 
 static void rms_norm_row(float *out, const float *x, const float *weight, float eps, int64_t columns) {

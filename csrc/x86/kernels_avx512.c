@@ -102,6 +102,11 @@ INLINE __m512i sums_of_16(const __m512i bytes[4]) {
 /* Lane j of the even ones becomes the sum of lanes j and j + 1. */
 INLINE __m512i add_pairs(__m512i v) { return _mm512_add_epi32(v, _mm512_shuffle_epi32(v, _MM_PERM_CDAB)); }
 
+/* Of integers within int16. */
+INLINE __m128i to_int16(__m256i v) {
+    return _mm_packs_epi32(_mm256_castsi256_si128(v), _mm256_extracti128_si256(v, 1));
+}
+
 /* Bit j: lane 2 j exceeds `most`. */
 INLINE uint8_t even_lanes_above(__m512i v, int most) {
     __m256i above = _mm256_cmpgt_epi32(_mm512_cvtepi64_epi32(v), _mm256_set1_epi32(most));
@@ -119,7 +124,7 @@ static void quantize_plain(block_x8 *out, const float x[256]) {
     float largest, scales[8];
     memcpy(&largest, &block_bits, 4);
     if (block_bits >= 0x7f800000u || largest < 0x1p-100f) {
-        memset(out, 0, offsetof(block_x8, n_outliers));
+        memset(out, 0, sizeof *out);
         if (block_bits >= 0x7f800000u) out->d = NAN;
         return;
     }
@@ -140,24 +145,23 @@ static void quantize_plain(block_x8 *out, const float x[256]) {
         magnitudes[i] = _mm512_abs_epi8(bytes[i]);
         _mm512_storeu_si512(out->q + 64 * i, bytes[i]);
     }
-    const __m512i twice = _mm512_setr_epi32(0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 6, 6, 7, 7);
-    __m512i sums = sums_of_16(bytes), negative = _mm512_sub_epi32(_mm512_setzero_si512(), sums);
-    __m512i products = _mm512_mullo_epi32(sums, _mm512_permutexvar_epi32(twice, _mm512_castsi256_si512(factor)));
-    _mm256_storeu_si256((__m256i *)out->factor, factor);
-    _mm256_storeu_si256((__m256i *)out->nsum32, _mm512_cvtepi64_epi32(add_pairs(negative)));
-    _mm512_storeu_si512(out->nsum16, negative);
-    _mm256_storeu_si256((__m256i *)out->sum16, _mm512_cvtepi32_epi16(products));
-    _mm_storeu_si128((__m128i *)out->sum32, _mm512_cvtepi64_epi16(add_pairs(products)));
+    const __m512i sums = sums_of_16(bytes), negative = _mm512_sub_epi32(_mm512_setzero_si512(), sums);
+    __m128i factor16 = to_int16(factor);
+    _mm_storel_epi64((__m128i *)out->factor, _mm_packus_epi16(factor16, factor16));
+    _mm_storeu_si128((__m128i *)out->sum32,
+                     _mm_mullo_epi16(to_int16(_mm512_cvtepi64_epi32(add_pairs(sums))), factor16));
+    _mm256_storeu_si256((__m256i *)out->nsum16, _mm512_cvtepi32_epi16(negative));
     /* wide16_bit and wide32_bit */
     __m512i halves = sums_of_16(magnitudes);
     __m512i both = _mm512_add_epi32(add_pairs(halves), _mm512_abs_epi32(add_pairs(sums)));
     halves = _mm512_max_epi32(halves, _mm512_shuffle_epi32(halves, _MM_PERM_CDAB));
     out->wide16 = even_lanes_above(halves, MOST_OF_16);
     out->wide32 = even_lanes_above(both, 2 * MOST_OF_SIGN);
+    out->zero = 0;
 }
 
 /* As in kernels_scalar.c. Blocks without outliers are not copied. */
-static void quantize_block(block_x8 *out, const float *x, int n) {
+static void quantize_block(block_x8 *out, outliers_x8 *outliers, const float *x, int n) {
     float rest[256];
     if (n < 256) {
         memset(rest, 0, sizeof rest);
@@ -170,25 +174,26 @@ static void quantize_block(block_x8 *out, const float *x, int n) {
         largest = _mm512_max_ps(largest, magnitude);
     }
     __m512 limit = _mm512_set1_ps(outlier_limit(sum_lanes(lanes), n));
-    uint16_t n_outliers = 0;
+    outliers->n = 0;
     if (_mm512_cmp_ps_mask(largest, limit, _CMP_GT_OQ)) {
         for (int i = 0; i < 256; i += 16) {
             __m512 v = _mm512_loadu_ps(x + i);
             __mmask16 apart = _mm512_cmp_ps_mask(_mm512_abs_ps(v), limit, _CMP_GT_OQ);
             for (uint32_t lanes_apart = apart; lanes_apart; lanes_apart &= lanes_apart - 1) {
                 int column = i + lowest_bit(lanes_apart);
-                out->outliers[n_outliers++] = (outlier_x8){x[column], (uint32_t)column};
+                outliers->column[outliers->n] = (uint8_t)column;
+                outliers->x[outliers->n++] = x[column];
             }
             _mm512_storeu_ps(rest + i, _mm512_mask_mov_ps(v, apart, _mm512_setzero_ps())); /* x may be rest */
         }
         x = rest;
     }
     quantize_plain(out, x);
-    out->n_outliers = n_outliers;
 }
 
-static void quantize_row(block_x8 *out, const float *x, int64_t columns) {
-    for (; columns > 0; columns -= 256, x += 256) quantize_block(out++, x, columns < 256 ? (int)columns : 256);
+static void quantize_row(block_x8 *out, outliers_x8 *outliers, const float *x, int64_t columns) {
+    for (; columns > 0; columns -= 256, x += 256)
+        quantize_block(out++, outliers++, x, columns < 256 ? (int)columns : 256);
 }
 
 static void rms_norm_row(float *out, const float *x, const float *weight, float eps, int64_t columns) {

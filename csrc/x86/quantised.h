@@ -69,6 +69,14 @@ INLINE const block_x8 *token(const uint8_t *x, size_t x_stride, int t) {
     return (const block_x8 *)(x + (size_t)t * x_stride);
 }
 
+/* Sums of q * factor over 16 columns. */
+INLINE void factored_sums(int16_t sums[16], const block_x8 *block) {
+    __m128i factors = _mm_sub_epi16(_mm_setzero_si128(), _mm_cvtepu8_epi16(load8(block->factor)));
+    __m256i twice = _mm256_set_m128i(_mm_unpackhi_epi16(factors, factors), _mm_unpacklo_epi16(factors, factors));
+    __m256i nsum16 = load((const uint8_t *)block->nsum16);
+    _mm256_storeu_si256((__m256i *)sums, _mm256_mullo_epi16(nsum16, twice));
+}
+
 /* Columns 4 g to 4 g + 3 of 32-column group `base + j` in a super-block of n32, for half 0 or 1 of the rows. base is a
  * multiple of groups_together(). */
 INLINE __m256i weights4(const int type, const uint8_t *p, int half, int base, const int j, const int g, int n32) {
@@ -111,7 +119,7 @@ typedef struct {
     const uint8_t *panel; /* the packed super-block */
     int n32;
     __m256i scale[16][2];    /* K types: int16, twice a lane, by groups of 32 or 16 columns */
-    __m256i min[8][2];       /* K types: pairs for vpmaddwd with two of sum32 (at even groups) or sum16 */
+    __m256i min[8][2];       /* K types: pairs for vpmaddwd with two sums of 32 (at even groups) or 16 columns */
     __m256 d[8][2], m[8][2]; /* legacy types: by groups of 32; K types: [0], d and dmin */
 } super_block;
 
@@ -139,8 +147,8 @@ INLINE void legacy_group(const int type, const int M, __m256 part[2][TOKENS], co
     UNROLL for (int t = 0; t < M; t++) UNROLL for (int half = 0; half < 2; half++) {
         const block_x8 *block = token(x, x_stride, t);
         __m256i v = sum[half][t];
-        if (has_bias) v = _mm256_add_epi32(v, _mm256_slli_epi32(broadcast32(&block->nsum32[s]), bias));
-        v = _mm256_mullo_epi32(v, broadcast32(&block->factor[s]));
+        v = _mm256_mullo_epi32(v, _mm256_set1_epi32(block->factor[s]));
+        if (has_bias) v = _mm256_sub_epi32(v, _mm256_set1_epi32(block->sum32[s] * (1 << bias)));
         part[half][t] = _mm256_fmadd_ps(w->d[s][half], _mm256_cvtepi32_ps(v), part[half][t]);
         if (has_min) {
             __m256 sum32 = _mm256_set1_ps((float)block->sum32[s]);
@@ -161,7 +169,7 @@ INLINE void k_group(const int type, const int M, __m256i total[2][TOKENS], const
         scaled_dot(type, M, second, 4, 8, w->scale[2 * s + 1], w, bytes, base, j, x, x_stride);
     }
     UNROLL for (int t = 0; t < M; t++) {
-        __m256i factor = broadcast32(&token(x, x_stride, t)->factor[s]);
+        __m256i factor = _mm256_set1_epi32(token(x, x_stride, t)->factor[s]);
         UNROLL for (int half = 0; half < 2; half++) {
             __m256i v = sum[half][t];
             if (!has_groups_of_32(type)) v = _mm256_add_epi32(v, second[half][t]);
@@ -192,7 +200,11 @@ INLINE void multiply_blocks(const int type, const int M, float *out, const super
         for (int s = 0; s < w->n32; s++) legacy_group(type, M, part, w, bytes, s, x, x_stride);
     } else {
         __m256i total[2][TOKENS];
-        UNROLL for (int t = 0; t < M; t++) total[0][t] = total[1][t] = _mm256_setzero_si256();
+        int16_t sum16[TOKENS][16];
+        UNROLL for (int t = 0; t < M; t++) {
+            total[0][t] = total[1][t] = _mm256_setzero_si256();
+            if (min_step == 1) factored_sums(sum16[t], token(x, x_stride, t));
+        }
         for (int base = 0; base < 8; base += step)
             UNROLL for (int j = 0; j < step; j++) k_group(type, M, total, w, bytes, base, j, x, x_stride);
         UNROLL for (int t = 0; t < M; t++) {
@@ -200,7 +212,7 @@ INLINE void multiply_blocks(const int type, const int M, float *out, const super
             __m256i minsum[2] = {_mm256_setzero_si256(), _mm256_setzero_si256()};
             UNROLL for (int s = 0; s < 8; s += min_step) {
                 if (type == PHI3C_IQ4_XS) continue;
-                __m256i sums = broadcast32(min_step == 2 ? &block->sum32[s] : &block->sum16[2 * s]);
+                __m256i sums = broadcast32(min_step == 2 ? &block->sum32[s] : &sum16[t][2 * s]);
                 UNROLL for (int half = 0; half < 2; half++) minsum[half] =
                     _mm256_add_epi32(minsum[half], _mm256_madd_epi16(w->min[s][half], sums));
             }
@@ -264,9 +276,10 @@ INLINE void add_column(float *out, const __m256 v[2], float x) {
     }
 }
 
-/* out[t] += a super-block times the outliers of n blocks, by column. Rows tend to have them in the same columns. */
-INLINE void multiply_outliers(const int type, float *out, const super_block *w, const uint8_t *bytes, const uint8_t *x,
-                              size_t x_stride, int n, const outlier_list *list) {
+/* out[t] += a super-block times the outliers of n rows, by column: where they are listed, from the list, as rows tend
+ * to have them in the same columns. */
+INLINE void multiply_outliers(const int type, float *out, const super_block *w, const uint8_t *bytes,
+                              const outliers_x8 *first, size_t x_stride, int n, const outlier_list *list) {
     __m256 v[2];
     if (list) {
         for (uint32_t i = 0; i < list->n;) {
@@ -280,20 +293,21 @@ INLINE void multiply_outliers(const int type, float *out, const super_block *w, 
         return;
     }
     for (int t = 0; t < n; t++) {
-        const block_x8 *block = token(x, x_stride, t);
-        for (uint32_t i = 0; i < block->n_outliers; i++) {
-            column_weights(type, v, w, bytes, block->outliers[i].column);
-            add_column(out + t * 16, v, block->outliers[i].x);
+        const outliers_x8 *outliers = outliers_at(first, x_stride, t);
+        for (int i = 0; i < outliers->n; i++) {
+            column_weights(type, v, w, bytes, outliers->column[i]);
+            add_column(out + t * 16, v, outliers->x[i]);
         }
     }
 }
 
-typedef void outliers_tile(float *out, const super_block *w, const uint8_t *bytes, const uint8_t *x, size_t x_stride,
-                           int n, const outlier_list *list);
+typedef void outliers_tile(float *out, const super_block *w, const uint8_t *bytes, const outliers_x8 *first,
+                           size_t x_stride, int n, const outlier_list *list);
 
 /* The blocks of n tokens, then their outliers. */
 INLINE void multiply_tokens(const int type, outliers_tile *multiply_outliers, float *out, const super_block *w,
-                            const uint8_t *bytes, const uint8_t *x, size_t x_stride, int n, const outlier_list *list) {
+                            const uint8_t *bytes, const uint8_t *x, const outliers_x8 *outliers, size_t x_stride, int n,
+                            const outlier_list *list) {
     int t = 0;
     for (; n - t >= TOKENS; t += TOKENS)
         multiply_blocks(type, TOKENS, out + t * 16, w, bytes, x + (size_t)t * x_stride, x_stride);
@@ -305,7 +319,7 @@ INLINE void multiply_tokens(const int type, outliers_tile *multiply_outliers, fl
         multiply_blocks(type, 2, rest, w, bytes, x_rest, x_stride);
     else if (n - t == 1)
         multiply_blocks(type, 1, rest, w, bytes, x_rest, x_stride);
-    multiply_outliers(out, w, bytes, x, x_stride, n, list);
+    multiply_outliers(out, w, bytes, outliers, x_stride, n, list);
 }
 
 /* The 256 six-bit numbers of a FIELD_SCALE or FIELD_SCALE_MIN, as bytes. */
@@ -401,6 +415,7 @@ INLINE void quantised_tile(const int type, outliers_tile *multiply_outliers, flo
                            const uint8_t *x, size_t x_stride, int n, int64_t columns, const outlier_list *list) {
     const size_t bytes32 = phi3c_packed_bytes(type, 16, 256) / 8;
     const int many = has_high_plane(type) ? TOKENS : 2 * TOKENS; /* tokens that pay for unpacking first */
+    const outliers_x8 *outliers = outliers_of(x, columns);
     memset(out, 0, (size_t)n * 16 * sizeof(float));
     for (int64_t left = columns / 32; left > 0; left -= 8) {
         super_block w; /* not cleared: 2 KB, of which each type uses a part */
@@ -419,22 +434,23 @@ INLINE void quantised_tile(const int type, outliers_tile *multiply_outliers, flo
         fetch_after_next(type, panel, bytes32 * 8, n);
         if (n >= many) {
             unpack_weights(type, bytes, panel, w.n32);
-            multiply_tokens(type, multiply_outliers, out, &w, bytes, x, x_stride, n, list);
+            multiply_tokens(type, multiply_outliers, out, &w, bytes, x, outliers, x_stride, n, list);
         } else
-            multiply_tokens(type, multiply_outliers, out, &w, NULL, x, x_stride, n, list);
+            multiply_tokens(type, multiply_outliers, out, &w, NULL, x, outliers, x_stride, n, list);
         panel += bytes32 * (size_t)w.n32;
         x += sizeof(block_x8);
+        outliers++;
         if (list) list = list_at(list, 1, n);
     }
 }
 
 #define TILE(name, type)                                                                                               \
-    NOINLINE void name##_outliers(float *out, const super_block *w, const uint8_t *bytes, const uint8_t *x,            \
+    NOINLINE void name##_outliers(float *out, const super_block *w, const uint8_t *bytes, const outliers_x8 *first,    \
                                   size_t x_stride, int n, const outlier_list *list) {                                  \
         if (bytes)                                                                                                     \
-            multiply_outliers(type, out, w, bytes, x, x_stride, n, list);                                              \
+            multiply_outliers(type, out, w, bytes, first, x_stride, n, list);                                          \
         else                                                                                                           \
-            multiply_outliers(type, out, w, NULL, x, x_stride, n, list);                                               \
+            multiply_outliers(type, out, w, NULL, first, x_stride, n, list);                                           \
     }                                                                                                                  \
     static void name(float *out, const uint8_t *panel, const uint8_t *x, size_t x_stride, int n, int64_t columns,      \
                      const outlier_list *lists) {                                                                      \

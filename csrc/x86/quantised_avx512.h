@@ -18,6 +18,13 @@
 
 #include "../kernels.h"
 
+/* gcc would otherwise take every number that is broadcast out of the register that was stored, by two instructions. */
+#if defined(__GNUC__)
+#define STORED(array, n) __asm__("" : "+m"(*(__typeof__ (*(array))(*)[n])(array)))
+#else
+#define STORED(array, n)
+#endif
+
 enum { FEW = 4, MOST = 6, TABLED = 32, RUN = 48 };
 
 INLINE __m512i load(const uint8_t *p) { return _mm512_loadu_si512(p); }
@@ -88,13 +95,42 @@ INLINE __m512i side_by_side(__m512i first, __m512i second) {
     return _mm512_mask_blend_epi16(0xaaaaaaaau, first, _mm512_slli_epi32(second, 16));
 }
 
-/* Where a sum begins so that it ends as that of signed weights; nsum: of the activations, in a block. */
-INLINE __m512i start_of(const int type, const int32_t *nsum) {
-    return has_mins(type) ? _mm512_setzero_si512() : _mm512_slli_epi32(broadcast32(nsum), bias_bits(type));
-}
-
 INLINE const block_x8 *token(const uint8_t *x, size_t x_stride, int t) {
     return (const block_x8 *)(x + (size_t)t * x_stride);
+}
+
+INLINE __m512i factor_of(const block_x8 *block, int s) { return _mm512_set1_epi32(block->factor[s]); }
+
+/* Where a sum over group s of 32 columns begins so that it ends as that of signed weights. */
+INLINE __m512i start_of(const int type, const block_x8 *block, int s) {
+    if (has_mins(type)) return _mm512_setzero_si512();
+    return _mm512_set1_epi32((block->nsum16[2 * s] + block->nsum16[2 * s + 1]) * (1 << bias_bits(type)));
+}
+
+/* The same over both groups of 16 columns: their numbers lie side by side. */
+INLINE void starts_of(const int type, __m512i *first, __m512i *second, const block_x8 *block, int s) {
+    *first = *second = _mm512_setzero_si512();
+    if (has_mins(type)) return;
+    const __m512i both = broadcast32(&block->nsum16[2 * s]);
+    *first = _mm512_srai_epi32(_mm512_slli_epi32(both, 16), 16 - bias_bits(type));
+    *second = _mm512_slli_epi32(_mm512_srai_epi32(both, 16), bias_bits(type));
+}
+
+/* The same over each group of 16 columns, to be broadcast from memory. */
+INLINE void starts_of_16(const int type, int32_t starts[16], const block_x8 *block) {
+    __m512i nsum16 = _mm512_cvtepi16_epi32(_mm256_loadu_si256((const __m256i *)block->nsum16));
+    _mm512_storeu_si512(starts, _mm512_slli_epi32(nsum16, bias_bits(type)));
+    STORED(starts, 16);
+}
+
+/* Sums of q * factor over 16 columns. */
+INLINE void factored_sums(int16_t sums[16], const block_x8 *block) {
+    __m128i factors = _mm_cvtepu8_epi16(_mm_loadl_epi64((const __m128i *)block->factor));
+    factors = _mm_sub_epi16(_mm_setzero_si128(), factors);
+    __m256i twice = _mm256_set_m128i(_mm_unpackhi_epi16(factors, factors), _mm_unpacklo_epi16(factors, factors));
+    __m256i nsum16 = _mm256_loadu_si256((const __m256i *)block->nsum16);
+    _mm256_storeu_si256((__m256i *)sums, _mm256_mullo_epi16(nsum16, twice));
+    STORED(sums, 16);
 }
 
 /* 32 columns of a panel as 8 registers of unsigned weights; `s` counts groups of 32 in the super-block of n32. */
@@ -189,6 +225,13 @@ INLINE __m512i pair_of_mins(const int type, const uint8_t *p, const uint8_t *pla
 
 /* -- few tokens ------------------------------------------------------------------------------------------- */
 
+/* Factors of a block as integers, which are broadcast from memory, where a byte would go by way of a register. */
+INLINE void widen_factors(int32_t factors[8], const block_x8 *block) {
+    __m128i bytes = _mm_loadl_epi64((const __m128i *)block->factor);
+    _mm256_storeu_si256((__m256i *)factors, _mm256_cvtepu8_epi32(bytes));
+    STORED(factors, 8);
+}
+
 /* Legacy types: 32 columns, one float scale (and min). */
 INLINE void legacy_super(const int type, const int M, __m512 part[], const uint8_t *p, const uint8_t *x,
                          size_t x_stride, int n32) {
@@ -196,13 +239,13 @@ INLINE void legacy_super(const int type, const int M, __m512 part[], const uint8
     for (int s = 0; s < n32; s++) {
         __m512i w[8], sum[FEW];
         unpack32(type, w, p, s, n32);
-        UNROLL for (int t = 0; t < M; t++) sum[t] = start_of(type, &token(x, x_stride, t)->nsum32[s]);
+        UNROLL for (int t = 0; t < M; t++) sum[t] = start_of(type, token(x, x_stride, t), s);
         UNROLL for (int g = 0; g < 8; g++) UNROLL for (int t = 0; t < M; t++) sum[t] =
             dot4(sum[t], w[g], token(x, x_stride, t)->q + 32 * s + 4 * g);
         __m512 d = load_halves(p + s * 32), m = has_mins(type) ? load_halves(p + n32 * 32 + s * 32) : d;
         UNROLL for (int t = 0; t < M; t++) {
             const block_x8 *block = token(x, x_stride, t);
-            sum[t] = _mm512_mullo_epi32(sum[t], broadcast32(&block->factor[s]));
+            sum[t] = _mm512_mullo_epi32(sum[t], factor_of(block, s));
             part[t] = _mm512_fmadd_ps(d, _mm512_cvtepi32_ps(sum[t]), part[t]);
             if (has_mins(type)) part[t] = _mm512_fmadd_ps(m, _mm512_set1_ps((float)block->sum32[s]), part[t]);
         }
@@ -211,7 +254,7 @@ INLINE void legacy_super(const int type, const int M, __m512 part[], const uint8
 
 /* Integer scales, which fit int16, times the factor of group s: one vpmaddwd, as the upper half of a factor is 0. */
 INLINE __m512i times_factor(__m512i scale, const block_x8 *block, int s) {
-    return _mm512_madd_epi16(scale, broadcast32(&block->factor[s]));
+    return _mm512_madd_epi16(scale, factor_of(block, s));
 }
 
 /* q4_K, q5_K: two groups of 32 columns share a register of nibbles. */
@@ -260,7 +303,7 @@ INLINE void iq4_xs_super(const int M, __m512 part[], const uint8_t *p, const uin
     UNROLL for (int s = 0; s < 8; s++) {
         __m512i w[8], sum[FEW];
         unpack32(PHI3C_IQ4_XS, w, p, s, 8);
-        UNROLL for (int t = 0; t < M; t++) sum[t] = start_of(PHI3C_IQ4_XS, &token(x, x_stride, t)->nsum32[s]);
+        UNROLL for (int t = 0; t < M; t++) sum[t] = start_of(PHI3C_IQ4_XS, token(x, x_stride, t), s);
         UNROLL for (int g = 0; g < 8; g++) UNROLL for (int t = 0; t < M; t++) sum[t] =
             dot4(sum[t], w[g], token(x, x_stride, t)->q + 32 * s + 4 * g);
         __m512i scale = iq4_xs_scale(p, s);
@@ -276,16 +319,24 @@ INLINE void iq4_xs_super(const int M, __m512 part[], const uint8_t *p, const uin
 /* q2_K, q3_K, q6_K: groups of 16 columns. */
 INLINE void k16_super(const int type, const int M, __m512 part[], const uint8_t *p, const uint8_t *x, size_t x_stride) {
     uint8_t v[256];
+    int16_t sum16[FEW][16];
+    int32_t factors[FEW][8], starts[FEW][16];
     if (has_planes(type)) unpack_planes(v, planes_of(type, p));
     __m512i total[FEW], minsum[FEW];
-    UNROLL for (int t = 0; t < M; t++) total[t] = minsum[t] = _mm512_setzero_si512();
+    UNROLL for (int t = 0; t < M; t++) {
+        total[t] = minsum[t] = _mm512_setzero_si512();
+        widen_factors(factors[t], token(x, x_stride, t));
+        if (has_mins(type))
+            factored_sums(sum16[t], token(x, x_stride, t));
+        else
+            starts_of_16(type, starts[t], token(x, x_stride, t));
+    }
     UNROLL for (int s = 0; s < 8; s++) {
         __m512i w[8], first[FEW], second[FEW], mins = _mm512_setzero_si512();
         unpack32(type, w, p, s, 8);
         UNROLL for (int t = 0; t < M; t++) {
-            const block_x8 *block = token(x, x_stride, t);
-            first[t] = start_of(type, &block->nsum16[2 * s]);
-            second[t] = start_of(type, &block->nsum16[2 * s + 1]);
+            first[t] = has_mins(type) ? _mm512_setzero_si512() : broadcast32(&starts[t][2 * s]);
+            second[t] = has_mins(type) ? _mm512_setzero_si512() : broadcast32(&starts[t][2 * s + 1]);
         }
         UNROLL for (int g = 0; g < 4; g++) UNROLL for (int t = 0; t < M; t++) {
             const int8_t *a = token(x, x_stride, t)->q + 32 * s + 4 * g;
@@ -293,18 +344,17 @@ INLINE void k16_super(const int type, const int M, __m512 part[], const uint8_t 
             second[t] = dot4(second[t], w[g + 4], a + 16);
         }
         __m512i scale0 = scale_of(type, p, v, 2 * s), scale1 = scale_of(type, p, v, 2 * s + 1);
-        if (type == PHI3C_Q2_K) mins = pair_of_mins(type, p, v, s);
+        if (has_mins(type)) mins = pair_of_mins(type, p, v, s);
         UNROLL for (int t = 0; t < M; t++) {
-            const block_x8 *block = token(x, x_stride, t);
             __m512i sum = _mm512_add_epi32(_mm512_mullo_epi32(first[t], scale0), _mm512_mullo_epi32(second[t], scale1));
-            total[t] = _mm512_add_epi32(total[t], _mm512_mullo_epi32(sum, broadcast32(&block->factor[s])));
-            if (type == PHI3C_Q2_K) minsum[t] = _mm512_dpwssd_epi32(minsum[t], mins, broadcast32(&block->sum16[2 * s]));
+            total[t] = _mm512_add_epi32(total[t], _mm512_mullo_epi32(sum, broadcast32(&factors[t][s])));
+            if (has_mins(type)) minsum[t] = _mm512_dpwssd_epi32(minsum[t], mins, broadcast32(&sum16[t][2 * s]));
         }
     }
     __m512 d = load_halves(p);
     UNROLL for (int t = 0; t < M; t++) {
         part[t] = _mm512_mul_ps(d, _mm512_cvtepi32_ps(total[t]));
-        if (type == PHI3C_Q2_K) part[t] = _mm512_fnmadd_ps(load_halves(p + 32), _mm512_cvtepi32_ps(minsum[t]), part[t]);
+        if (has_mins(type)) part[t] = _mm512_fnmadd_ps(load_halves(p + 32), _mm512_cvtepi32_ps(minsum[t]), part[t]);
     }
 }
 
@@ -392,8 +442,8 @@ INLINE __m512 float_weights(const int type, __m512i q, const uint8_t *p, const u
 }
 
 /* sum[t] += a super-block times the outliers of M tokens, by column. */
-INLINE void outliers_of(const int type, int M, __m512 sum[], const uint8_t *p, const uint8_t *x, size_t x_stride,
-                        int n32) {
+INLINE void add_outliers(const int type, int M, __m512 sum[], const uint8_t *p, const outliers_x8 *first,
+                         size_t x_stride, int n32) {
     uint8_t unpacked[256];
     const uint8_t *planes = NULL;
     if (has_planes(type)) {
@@ -401,32 +451,31 @@ INLINE void outliers_of(const int type, int M, __m512 sum[], const uint8_t *p, c
         planes = unpacked;
     }
     for (int t = 0; t < M; t++) {
-        const block_x8 *block = token(x, x_stride, t);
-        for (uint32_t i = 0; i < block->n_outliers; i++) {
-            const uint32_t column = block->outliers[i].column;
-            const int s = (int)(column / 32), c = (int)(column % 32);
+        const outliers_x8 *outliers = outliers_at(first, x_stride, t);
+        for (int i = 0; i < outliers->n; i++) {
+            const int s = outliers->column[i] / 32, c = outliers->column[i] % 32;
             __m512 w = float_weights(type, column_weights(type, p, s, c, n32), p, planes, s, c, n32);
-            sum[t] = _mm512_fmadd_ps(w, _mm512_set1_ps(block->outliers[i].x), sum[t]);
+            sum[t] = _mm512_fmadd_ps(w, _mm512_set1_ps(outliers->x[i]), sum[t]);
         }
     }
 }
 
 /* The same, once for all tiles of a type. */
-NOINLINE void multiply_outliers(int type, int M, __m512 sum[], const uint8_t *p, const uint8_t *x, size_t x_stride,
-                                int n32) {
+NOINLINE void multiply_outliers(int type, int M, __m512 sum[], const uint8_t *p, const outliers_x8 *first,
+                                size_t x_stride, int n32) {
     switch (type) {
-    case PHI3C_Q4_0: outliers_of(PHI3C_Q4_0, M, sum, p, x, x_stride, n32); break;
-    case PHI3C_Q4_1: outliers_of(PHI3C_Q4_1, M, sum, p, x, x_stride, n32); break;
-    case PHI3C_Q5_0: outliers_of(PHI3C_Q5_0, M, sum, p, x, x_stride, n32); break;
-    case PHI3C_Q5_1: outliers_of(PHI3C_Q5_1, M, sum, p, x, x_stride, n32); break;
-    case PHI3C_Q8_0: outliers_of(PHI3C_Q8_0, M, sum, p, x, x_stride, n32); break;
-    case PHI3C_Q2_K: outliers_of(PHI3C_Q2_K, M, sum, p, x, x_stride, n32); break;
-    case PHI3C_Q3_K: outliers_of(PHI3C_Q3_K, M, sum, p, x, x_stride, n32); break;
-    case PHI3C_Q4_K: outliers_of(PHI3C_Q4_K, M, sum, p, x, x_stride, n32); break;
-    case PHI3C_Q5_K: outliers_of(PHI3C_Q5_K, M, sum, p, x, x_stride, n32); break;
-    case PHI3C_Q6_K: outliers_of(PHI3C_Q6_K, M, sum, p, x, x_stride, n32); break;
-    case PHI3C_IQ4_NL: outliers_of(PHI3C_IQ4_NL, M, sum, p, x, x_stride, n32); break;
-    case PHI3C_IQ4_XS: outliers_of(PHI3C_IQ4_XS, M, sum, p, x, x_stride, n32); break;
+    case PHI3C_Q4_0: add_outliers(PHI3C_Q4_0, M, sum, p, first, x_stride, n32); break;
+    case PHI3C_Q4_1: add_outliers(PHI3C_Q4_1, M, sum, p, first, x_stride, n32); break;
+    case PHI3C_Q5_0: add_outliers(PHI3C_Q5_0, M, sum, p, first, x_stride, n32); break;
+    case PHI3C_Q5_1: add_outliers(PHI3C_Q5_1, M, sum, p, first, x_stride, n32); break;
+    case PHI3C_Q8_0: add_outliers(PHI3C_Q8_0, M, sum, p, first, x_stride, n32); break;
+    case PHI3C_Q2_K: add_outliers(PHI3C_Q2_K, M, sum, p, first, x_stride, n32); break;
+    case PHI3C_Q3_K: add_outliers(PHI3C_Q3_K, M, sum, p, first, x_stride, n32); break;
+    case PHI3C_Q4_K: add_outliers(PHI3C_Q4_K, M, sum, p, first, x_stride, n32); break;
+    case PHI3C_Q5_K: add_outliers(PHI3C_Q5_K, M, sum, p, first, x_stride, n32); break;
+    case PHI3C_Q6_K: add_outliers(PHI3C_Q6_K, M, sum, p, first, x_stride, n32); break;
+    case PHI3C_IQ4_NL: add_outliers(PHI3C_IQ4_NL, M, sum, p, first, x_stride, n32); break;
+    case PHI3C_IQ4_XS: add_outliers(PHI3C_IQ4_XS, M, sum, p, first, x_stride, n32); break;
     }
 }
 
@@ -437,6 +486,7 @@ INLINE void quantised_tokens(const int type, const int M, float *out, const uint
                              size_t x_stride, int64_t columns) {
     const size_t bytes32 = phi3c_packed_bytes(type, 16, 256) / 8, ahead = type == PHI3C_Q8_0 ? 1 : 2;
     __m512 sum[FEW], part[FEW];
+    const outliers_x8 *outliers = outliers_of(x, columns);
     UNROLL for (int t = 0; t < M; t++) sum[t] = _mm512_setzero_ps();
     for (int64_t left = columns / 32; left > 0; left -= 8) {
         int n32 = left < 8 ? (int)left : 8;
@@ -445,13 +495,13 @@ INLINE void quantised_tokens(const int type, const int M, float *out, const uint
             _mm_prefetch((const char *)panel + ahead * bytes32 * 8 + i, _MM_HINT_T0);
         super_block(type, M, part, panel, x, x_stride, n32);
         UNROLL for (int t = 0; t < M; t++) {
-            const block_x8 *block = token(x, x_stride, t);
-            sum[t] = _mm512_fmadd_ps(part[t], _mm512_set1_ps(block->d), sum[t]);
-            any |= block->n_outliers;
+            sum[t] = _mm512_fmadd_ps(part[t], _mm512_set1_ps(token(x, x_stride, t)->d), sum[t]);
+            any |= outliers_at(outliers, x_stride, t)->n;
         }
-        if (any) multiply_outliers(type, M, sum, panel, x, x_stride, n32);
+        if (any) multiply_outliers(type, M, sum, panel, outliers, x_stride, n32);
         panel += bytes32 * (size_t)n32;
         x += sizeof(block_x8);
+        outliers++;
     }
     UNROLL for (int t = 0; t < M; t++) _mm512_storeu_ps(out + t * 16, sum[t]);
 }
@@ -509,9 +559,11 @@ INLINE void multiply_mins(const int type, super_blocks *w, const uint8_t *x, siz
         pair_of_mins(type, w->panel[i], w->planes[i], j);
     for (int t = 0; t < n; t++) {
         const block_x8 *block = token(x, x_stride, t);
+        int16_t sum16[16];
+        if (type == PHI3C_Q2_K) factored_sums(sum16, block);
         __m512i sum[2] = {_mm512_setzero_si512(), _mm512_setzero_si512()};
         UNROLL for (int j = 0; j < n_pairs; j++) {
-            __m512i a = broadcast32(type == PHI3C_Q2_K ? &block->sum16[2 * j] : &block->sum32[2 * j]);
+            __m512i a = broadcast32(type == PHI3C_Q2_K ? &sum16[2 * j] : &block->sum32[2 * j]);
             KEEP(a);
             UNROLL for (int i = 0; i < 2; i++) sum[i] = _mm512_dpwssd_epi32(sum[i], mins[i][j], a);
         }
@@ -543,10 +595,9 @@ INLINE void dot_two(const int M, __m512i first[2][MOST], __m512i second[2][MOST]
     }
 }
 
-/* Sums of M tokens where they begin; nsum: the first token's. */
-INLINE void begin(const int type, const int M, __m512i sum[2][MOST], const int32_t *nsum, size_t x_stride) {
-    UNROLL for (int t = 0; t < M; t++) sum[0][t] = sum[1][t] =
-        start_of(type, (const int32_t *)((const uint8_t *)nsum + (size_t)t * x_stride));
+/* Sums of M tokens over group s where they begin. */
+INLINE void begin(const int type, const int M, __m512i sum[2][MOST], int s, const uint8_t *x, size_t x_stride) {
+    UNROLL for (int t = 0; t < M; t++) sum[0][t] = sum[1][t] = start_of(type, token(x, x_stride, t), s);
 }
 
 /* K types: scales of group s of 32 columns of panel i. Where sums go by pairs, as 16-bit numbers: one for either group
@@ -586,7 +637,7 @@ INLINE void add_scaled(const int type, const int M, __m512i total[2][MOST], __m5
     UNROLL for (int i = 0; i < 2; i++) {
         __m512i scale = scale_of(type, w->panel[i], w->planes[i], g);
         UNROLL for (int t = 0; t < M; t++) {
-            __m512i scaled = _mm512_mullo_epi32(scale, broadcast32(&token(x, x_stride, t)->factor[g / 2]));
+            __m512i scaled = _mm512_mullo_epi32(scale, factor_of(token(x, x_stride, t), g / 2));
             total[i][t] = _mm512_add_epi32(total[i][t], _mm512_mullo_epi32(sum[i][t], scaled));
         }
     }
@@ -596,14 +647,14 @@ INLINE void add_scaled(const int type, const int M, __m512i total[2][MOST], __m5
 INLINE void multiply_group(const int type, const int M, const int tabled, __m512i total[2][MOST], const super_blocks *w,
                            int s, const uint8_t *x, size_t x_stride) {
     __m512i sum[2][MOST];
-    begin(type, M, sum, &token(x, x_stride, 0)->nsum32[s], x_stride);
+    begin(type, M, sum, s, x, x_stride);
     dot(M, sum, w, 32 * s, 8, x, x_stride);
     if (!tabled) {
         add_scaled(type, M, total, sum, w, 2 * s, x, x_stride);
         return;
     }
     UNROLL for (int t = 0; t < M; t++) {
-        const int32_t factor = token(x, x_stride, t)->factor[s];
+        const uint8_t factor = token(x, x_stride, t)->factor[s];
         UNROLL for (int i = 0; i < 2; i++) total[i][t] =
             _mm512_add_epi32(total[i][t], _mm512_mullo_epi32(sum[i][t], w->scaled[i][s][factor]));
     }
@@ -615,8 +666,10 @@ INLINE void multiply_pair(const int type, const int M, const int tabled, int wid
                           const super_blocks *w, int s, const uint8_t *x, size_t x_stride) {
     const int columns = has_groups_of_32(type) ? 32 : 16, g0 = 2 * s, g1 = g0 + columns / 16;
     __m512i first[2][MOST], second[2][MOST], scales[2];
-    begin(type, M, first, &token(x, x_stride, 0)->nsum16[g0], x_stride);
-    begin(type, M, second, &token(x, x_stride, 0)->nsum16[g1], x_stride);
+    UNROLL for (int t = 0; t < M; t++) {
+        starts_of(type, &first[0][t], &second[0][t], token(x, x_stride, t), s); /* of groups of 32, at 0 */
+        first[1][t] = first[0][t], second[1][t] = second[0][t];
+    }
     dot_two(M, first, second, w, 32 * s, columns, x, x_stride);
     if (wide) {
         add_scaled(type, M, total, first, w, g0, x, x_stride);
@@ -628,7 +681,7 @@ INLINE void multiply_pair(const int type, const int M, const int tabled, int wid
         if (columns == 32) scales[i] = _mm512_or_si512(scales[i], scales_of_group(type, w, i, s + 1));
     }
     UNROLL for (int t = 0; t < M; t++) {
-        const int32_t *factor = token(x, x_stride, t)->factor, f0 = factor[g0 / 2], f1 = factor[g1 / 2];
+        const int f0 = token(x, x_stride, t)->factor[g0 / 2], f1 = token(x, x_stride, t)->factor[g1 / 2];
         UNROLL for (int i = 0; i < 2; i++) {
             __m512i scaled;
             if (tabled) {
@@ -657,7 +710,7 @@ INLINE void legacy_parts(const int type, const int M, const int tabled, __m512 p
     for (int s = 0; s < w->n32; s++) {
         __m512i sum[2][MOST];
         if (t0 == 0) fetch_shares(w, s, 1);
-        begin(type, M, sum, &token(x, x_stride, 0)->nsum32[s], x_stride);
+        begin(type, M, sum, s, x, x_stride);
         dot(M, sum, w, 32 * s, 8, x, x_stride);
         UNROLL for (int i = 0; i < 2; i++) {
             __m512 d = load_halves(w->panel[i] + s * 32);
@@ -668,7 +721,7 @@ INLINE void legacy_parts(const int type, const int M, const int tabled, __m512 p
                     __m512 scaled = _mm512_castsi512_ps(w->scaled[i][s][block->factor[s]]);
                     part[i][t] = _mm512_fmadd_ps(scaled, _mm512_cvtepi32_ps(sum[i][t]), part[i][t]);
                 } else {
-                    __m512i scaled = _mm512_mullo_epi32(sum[i][t], broadcast32(&block->factor[s]));
+                    __m512i scaled = _mm512_mullo_epi32(sum[i][t], factor_of(block, s));
                     part[i][t] = _mm512_fmadd_ps(d, _mm512_cvtepi32_ps(scaled), part[i][t]);
                 }
                 if (has_mins(type)) part[i][t] = _mm512_fmadd_ps(m, _mm512_set1_ps((float)block->sum32[s]), part[i][t]);

@@ -237,27 +237,27 @@ static void random_activation(float *x, int64_t columns, int kind) {
 }
 
 /* Quantise a row. What the kernel leaves of the memory is noise, as it is in use. */
-static block_x8 *quantised(const phi3c_kernels *kernels, uint8_t *x8, const float *x, int64_t columns) {
+static uint8_t *quantised(const phi3c_kernels *kernels, uint8_t *x8, const float *x, int64_t columns) {
     for (size_t i = 0; i < phi3c_x8_bytes(columns); i++) x8[i] = (uint8_t)random64();
-    kernels->quantize_row((block_x8 *)x8, x, columns);
-    return (block_x8 *)x8;
+    kernels->quantize_row((block_x8 *)x8, (outliers_x8 *)outliers_of(x8, columns), x, columns);
+    return x8;
 }
 
-/* Bytes of a block that are in use. */
-static size_t bytes_of(const block_x8 *b) {
-    return offsetof(block_x8, outliers) + (size_t)b->n_outliers * sizeof(outlier_x8);
+static int same_outliers(const outliers_x8 *a, const outliers_x8 *b) {
+    return a->n == b->n && memcmp(a->x, b->x, a->n * sizeof a->x[0]) == 0 && memcmp(a->column, b->column, a->n) == 0;
 }
 
-static int same_blocks(const block_x8 *a, const block_x8 *b, int64_t columns) {
-    int same = 1;
-    for (int64_t i = 0; i < supers_of(columns); i++) same &= memcmp(a + i, b + i, bytes_of(a + i)) == 0;
+static int same_rows(const uint8_t *a, const uint8_t *b, int64_t columns) {
+    int same = memcmp(a, b, (size_t)supers_of(columns) * sizeof(block_x8)) == 0;
+    for (int64_t i = 0; i < supers_of(columns); i++)
+        same &= same_outliers(outliers_of(a, columns) + i, outliers_of(b, columns) + i);
     return same;
 }
 
 /* What a block makes of activation c. */
-static double activation_at(const block_x8 *b, int c) {
-    for (uint32_t i = 0; i < b->n_outliers; i++)
-        if (b->outliers[i].column == (uint32_t)c) return (double)b->outliers[i].x;
+static double activation_at(const block_x8 *b, const outliers_x8 *outliers, int c) {
+    for (int i = 0; i < outliers->n; i++)
+        if (outliers->column[i] == c) return (double)outliers->x[i];
     return (double)b->factor[c / 32] * b->d * b->q[c];
 }
 
@@ -275,31 +275,31 @@ static void check_codes(const block_x8 *b, int something) {
         }
         wide &= (b->wide16 >> j & 1) == (of_16[0] > MOST_OF_16 || of_16[1] > MOST_OF_16);
         wide &= (b->wide32 >> j & 1) == (of_sign[0] > MOST_OF_SIGN || of_sign[1] > MOST_OF_SIGN);
-        sums &= b->nsum32[j] == -(sum[0] + sum[1]) && b->sum32[j] == (sum[0] + sum[1]) * factor;
-        for (int i = 0; i < 2; i++) sums &= b->nsum16[2 * j + i] == -sum[i] && b->sum16[2 * j + i] == sum[i] * factor;
+        sums &= b->sum32[j] == (sum[0] + sum[1]) * factor;
+        for (int i = 0; i < 2; i++) sums &= b->nsum16[2 * j + i] == -sum[i];
     }
     check(sums, "sums");
     check(codes, "|q| <= 127, factor 1-8, both 0 for nothing");
     check(wide, "groups whose sums may not fit 16 bits");
 }
 
-static void check_block(const block_x8 *b, const float *x, int n) {
+static void check_block(const block_x8 *b, const outliers_x8 *outliers, const float *x, int n) {
     double sum = 0, largest = 0; /* of all; of the others than outliers */
     int finite = 1, listed = 1, found = 1, near = 1;
-    uint32_t next = 0;
+    int next = 0;
     for (int i = 0; i < n && finite; i++) {
         finite = isfinite(x[i]) != 0;
         sum += fabsf(x[i]);
     }
     double limit = OUTLIER * sum / n, doubt = limit * 20 * EPS + TINY; /* a sum of 16 per lane, a tree, two more */
     for (int i = 0; i < n; i++) {
-        int apart = next < b->n_outliers && b->outliers[next].column == (uint32_t)i;
-        if (apart) listed &= b->outliers[next++].x == x[i] && b->q[i] == 0;
+        int apart = next < outliers->n && outliers->column[next] == i;
+        if (apart) listed &= outliers->x[next++] == x[i] && b->q[i] == 0;
         if (finite && isfinite((float)(OUTLIER * sum)) && fabs(fabsf(x[i]) - limit) > doubt)
             found &= apart == (fabsf(x[i]) > limit);
         if (!apart && fabsf(x[i]) > largest) largest = fabsf(x[i]); /* fmax here crashes gcc 12 for aarch64 */
     }
-    check(next == b->n_outliers && listed, "%u outliers, once each, by column, with code 0", b->n_outliers);
+    check(next == outliers->n && listed, "%d outliers, once each, by column, with code 0", outliers->n);
     check(found, "outliers are those above %g", limit);
 
     int something = finite && largest >= 0x1p-100;
@@ -310,7 +310,7 @@ static void check_block(const block_x8 *b, const float *x, int n) {
     for (int j = 0; j < n / 32; j++) {
         double group = 0, step = (double)b->factor[j] * b->d;
         for (int i = 32 * j; i < 32 * j + 32; i++) {
-            double kept = activation_at(b, i);
+            double kept = activation_at(b, outliers, i);
             if (b->q[i] || kept == 0) group = fmax(group, fabsf(x[i]));
             /* half a step, and the three roundings of 1016 / largest, / factor and * x, each relative to q */
             near &= fabs(x[i] - kept) <= step * (0.5 + 127 * 5 * EPS);
@@ -332,12 +332,15 @@ static void check_quantize(void) {
                 size_t x8_bytes = phi3c_x8_bytes(columns);
                 float *x = exactly((size_t)columns * 4);
                 random_activation(x, columns, kind);
-                block_x8 *expected = quantised(&scalar, exactly(x8_bytes), x, columns);
-                block_x8 *got = quantised(&tested, exactly(x8_bytes), x, columns);
-                check(same_blocks(expected, got, columns), "columns %d kind %d", (int)columns, kind);
+                uint8_t *expected = quantised(&scalar, exactly(x8_bytes), x, columns);
+                uint8_t *got = quantised(&tested, exactly(x8_bytes), x, columns);
+                check(same_rows(expected, got, columns), "columns %d kind %d", (int)columns, kind);
                 for (int64_t i = 0; i < supers_of(columns); i++) {
-                    digest_words(got + i, bytes_of(got + i));
-                    check_block(got + i, x + 256 * i, columns - 256 * i < 256 ? (int)(columns - 256 * i) : 256);
+                    const block_x8 *block = (block_x8 *)got + i;
+                    const outliers_x8 *outliers = outliers_of(got, columns) + i;
+                    digest_words(block, sizeof *block);
+                    digest_words(outliers->x, outliers->n * sizeof outliers->x[0]);
+                    check_block(block, outliers, x + 256 * i, columns - 256 * i < 256 ? (int)(columns - 256 * i) : 256);
                 }
                 free(got);
                 free(expected);
@@ -388,12 +391,12 @@ static outlier_list *lists_of(const uint8_t *rows, size_t stride, int n, int64_t
     for (int64_t super = 0; super < supers_of(columns); super++) {
         outlier_list *list = (outlier_list *)list_at(lists, super, n);
         list->n = 0;
-        for (uint32_t column = 0; column < 256; column++)
+        for (int column = 0; column < 256; column++)
             for (int row = 0; row < n; row++) {
-                const block_x8 *b = (const block_x8 *)(rows + (size_t)row * stride) + super;
-                for (uint32_t i = 0; i < b->n_outliers; i++) {
-                    if (b->outliers[i].column != column) continue;
-                    list->outliers[list->n].x = b->outliers[i].x;
+                const outliers_x8 *outliers = outliers_of(rows + (size_t)row * stride, columns) + super;
+                for (int i = 0; i < outliers->n; i++) {
+                    if (outliers->column[i] != column) continue;
+                    list->outliers[list->n].x = outliers->x[i];
                     list->outliers[list->n].column = (uint16_t)column;
                     list->outliers[list->n++].row = (uint16_t)row;
                 }
@@ -487,13 +490,13 @@ static void check_tile(int t, int64_t columns, int round, phi3c_pool *pool) {
         dequantize(w, size, src + (size_t)r * n_bytes, t, columns);
         for (int i = 0; i < TOKENS; i++) {
             if ((i + round) % ROW_KINDS >= USUAL_KINDS) continue;
-            const block_x8 *row = (const block_x8 *)(x8 + (size_t)i * x8_bytes);
+            const uint8_t *row = x8 + (size_t)i * x8_bytes;
             double sum = 0, magnitude = 0, n_outliers = 0;
             for (int64_t c = 0; c < columns; c++) {
-                const block_x8 *b = row + c / 256;
+                const outliers_x8 *outliers = outliers_of(row, columns) + c / 256;
                 double a = x[i * columns + c];
-                if (!is_float(type)) a = activation_at(b, (int)(c % 256));
-                if (c % 256 == 0) n_outliers += b->n_outliers;
+                if (!is_float(type)) a = activation_at((const block_x8 *)row + c / 256, outliers, (int)(c % 256));
+                if (c % 256 == 0) n_outliers += outliers->n;
                 sum += w[c] * a;
                 magnitude += size[c] * fabs(a);
             }
@@ -808,13 +811,11 @@ static phi3c_activation new_activation(int64_t n, int64_t columns) {
                               exactly(phi3c_outlier_bytes(n, columns)), columns};
 }
 
-static block_x8 *blocks_of(phi3c_activation a, int64_t row) {
-    return (block_x8 *)(a.x8 + (size_t)row * phi3c_x8_bytes(a.columns));
-}
+static uint8_t *row_of(phi3c_activation a, int64_t row) { return a.x8 + (size_t)row * phi3c_x8_bytes(a.columns); }
 
 static int same_activation(phi3c_activation a, phi3c_activation b, int64_t n) {
     int same = all_same(a.f32, b.f32, n * a.columns);
-    for (int64_t i = 0; i < n; i++) same &= same_blocks(blocks_of(a, i), blocks_of(b, i), a.columns);
+    for (int64_t i = 0; i < n; i++) same &= same_rows(row_of(a, i), row_of(b, i), a.columns);
     return same;
 }
 
@@ -909,7 +910,7 @@ static void check_gate_up(int n_segments) {
         for (int i = 0; i < n; i++) {
             float *y = expected.f32 + i * FFN, *gate = products + 2 * i * FFN;
             scalar.silu_mul_row(y, gate, gate + FFN, FFN);
-            quantised(&scalar, (uint8_t *)blocks_of(expected, i), y, FFN);
+            quantised(&scalar, row_of(expected, i), y, FFN);
         }
         for (int p = 0; p < 4; p++) {
             phi3c_pool *pool = new_pool(pool_sizes[p]);
@@ -993,7 +994,7 @@ static void check_rows(void) {
     for (int i = 0; i < N; i++) {
         float *y = normed.f32 + i * COLUMNS;
         scalar.rms_norm_row(y, x + i * COLUMNS, weight, 1e-6f, COLUMNS);
-        quantised(&scalar, (uint8_t *)blocks_of(normed, i), y, COLUMNS);
+        quantised(&scalar, row_of(normed, i), y, COLUMNS);
     }
     for (int p = 0; p < 4; p++) {
         phi3c_pool *pool = new_pool(pool_sizes[p]);

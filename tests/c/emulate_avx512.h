@@ -81,6 +81,7 @@ typedef union {
 #define _mm512_srlv_epi32 emulated_srlv_epi32
 #define _mm512_slli_epi32 emulated_slli_epi32
 #define _mm512_srli_epi32 emulated_srli_epi32
+#define _mm512_srai_epi32 emulated_srai_epi32
 #define _mm512_slli_epi16 emulated_slli_epi16
 #define _mm512_srli_epi16 emulated_srli_epi16
 #define _mm512_castps_si512 emulated_castps_si512
@@ -99,8 +100,8 @@ typedef union {
 #define _mm512_cvtepu8_epi32 emulated_cvtepu8_epi32
 #define _mm512_cvtepu8_epi16 emulated_cvtepu8_epi16
 #define _mm512_cvtepu16_epi32 emulated_cvtepu16_epi32
+#define _mm512_cvtepi16_epi32 emulated_cvtepi16_epi32
 #define _mm512_cvtepi32_epi16 emulated_cvtepi32_epi16
-#define _mm512_cvtepi64_epi16 emulated_cvtepi64_epi16
 #define _mm512_cvtepi64_epi32 emulated_cvtepi64_epi32
 #define _mm512_dpbusd_epi32 emulated_dpbusd_epi32
 #define _mm512_dpwssd_epi32 emulated_dpwssd_epi32
@@ -351,6 +352,11 @@ static inline __m512i _mm512_srli_epi32(__m512i a, unsigned count) {
     return a;
 }
 
+static inline __m512i _mm512_srai_epi32(__m512i a, unsigned count) {
+    LANES a.i32[l] >>= count;
+    return a;
+}
+
 static inline __m512i _mm512_slli_epi16(__m512i a, unsigned count) {
     LANES16 a.u16[l] = count < 16 ? (uint16_t)(a.u16[l] << count) : 0;
     return a;
@@ -448,6 +454,14 @@ static inline __m512i _mm512_cvtepu16_epi32(__m256i a) {
     return r;
 }
 
+static inline __m512i _mm512_cvtepi16_epi32(__m256i a) {
+    int16_t from[16];
+    __m512i r;
+    memcpy(from, &a, sizeof from);
+    LANES r.i32[l] = from[l];
+    return r;
+}
+
 static inline __m256i _mm512_cvtepi32_epi16(__m512i a) {
     uint16_t low[16];
     LANES low[l] = (uint16_t)a.u32[l];
@@ -458,12 +472,6 @@ static inline __m256i _mm512_cvtepi64_epi32(__m512i a) {
     uint32_t low[8];
     for (int l = 0; l < 8; l++) low[l] = a.u32[2 * l];
     return _mm256_loadu_si256((const __m256i *)low);
-}
-
-static inline __m128i _mm512_cvtepi64_epi16(__m512i a) {
-    uint16_t low[8];
-    for (int l = 0; l < 8; l++) low[l] = a.u16[4 * l];
-    return _mm_loadu_si128((const __m128i *)low);
 }
 
 /* -- dot products ----------------------------------------------------------------------------------------- */
