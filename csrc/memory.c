@@ -1,11 +1,34 @@
 /* SPDX-License-Identifier: MIT */
-/* Zeroed memory that begins with a line of the cache: a huge page or more from the system, which zeroes it when it is
+/* Memory from the system. Zeroed memory begins with a line of the cache; a huge page or more of it is zeroed when it is
  * first touched. */
 #include "phi3c.h"
+
+enum { AROUND = 64 << 10 };  /* what Linux maps of a file when a byte of it is touched, if it is in memory */
+enum { AT_ONCE = 16 << 20 }; /* what the system is told to read from disk before that */
+
+static void will_need(const uint8_t *file, size_t n_bytes);
+
+void phi3c_read_ahead(const uint8_t *file, size_t n_bytes, const atomic_word *stop) {
+    size_t told = 0;
+    for (size_t at = 0; at < n_bytes && !word_load(stop); at += AROUND) {
+        while (told < n_bytes && told <= at + AT_ONCE) {
+            size_t n = n_bytes - told < AT_ONCE ? n_bytes - told : AT_ONCE;
+            will_need(file + told, n);
+            told += n;
+        }
+        (void)*(const volatile uint8_t *)(file + at);
+    }
+}
 
 #ifdef _WIN32
 
 #include <windows.h>
+
+/* Windows reads more than it is asked for by itself. */
+static void will_need(const uint8_t *file, size_t n_bytes) {
+    (void)file;
+    (void)n_bytes;
+}
 
 /* Large pages would need a privilege that users lack. */
 void *phi3c_alloc(size_t n_bytes) { return VirtualAlloc(NULL, n_bytes, MEM_RESERVE | MEM_COMMIT, PAGE_READWRITE); }
@@ -21,6 +44,10 @@ void phi3c_free(void *memory, size_t n_bytes) {
 #include <sys/mman.h>
 
 enum { LINE = 64, HUGE_PAGE = 2 << 20 };
+
+static void will_need(const uint8_t *file, size_t n_bytes) {
+    posix_madvise((void *)(uintptr_t)file, n_bytes, POSIX_MADV_WILLNEED);
+}
 
 /* The byte before the memory says how many there are. */
 static void *alloc_small(size_t n_bytes) {

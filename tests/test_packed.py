@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import errno
+import mmap
 import os
 import shutil
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,7 +22,7 @@ from numpy.typing import NDArray
 
 import phi3c
 from phi3c import hub
-from phi3c._kernels import Pool
+from phi3c._kernels import Pool, ReadAhead
 from phi3c.config import Config
 from phi3c.errors import (
     CorruptGGUFError,
@@ -166,6 +168,83 @@ def test_panels_are_those_of_the_documentation(tmp_path: Path) -> None:
         embedding = "token_embd.weight"  # rows are looked up, not multiplied
         assert packed.tensors[embedding].shape == (128, 300)
         np.testing.assert_array_equal(packed.data(embedding), plain.data(embedding))
+
+
+# --- reading ahead ----------------------------------------------------------------------------------------
+
+
+def mapped_bytes(path: Path) -> int:
+    """Bytes of a file's mappings in this process whose pages are there."""
+    smaps = Path("/proc/self/smaps")
+    if not smaps.exists():
+        pytest.skip("this system does not tell which pages of a mapping are there")
+    found, inside = 0, False
+    for line in smaps.read_text().splitlines():
+        field = line.split()
+        if "-" in field[0]:  # the addresses of a mapping, and its file
+            inside = field[-1] == str(path)
+        elif inside and field[0] == "Rss:":
+            found += 1024 * int(field[1])
+    return found
+
+
+@pytest.mark.parametrize("n_bytes", [1, 65536, 65537, 40 << 20])
+def test_every_64_kb_are_touched(tmp_path: Path, n_bytes: int) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(bytes(n_bytes))
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as pages:
+        data = np.frombuffer(pages, np.uint8)
+        stopped, ahead = ReadAhead(), ReadAhead()
+        stopped.stop()
+        stopped.run(data)
+        assert mapped_bytes(path) == 0
+        ahead.run(data)
+        assert mapped_bytes(path) >= -(-n_bytes // 65536) * mmap.PAGESIZE
+        ahead.run(data[:0])
+        del data  # an array keeps the mapping open
+
+
+def readers() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name == "phi3c read ahead"]
+
+
+def test_panels_are_mapped_before_they_are_needed(packed: Path) -> None:
+    with ModelFile(packed) as file:
+        before = mapped_bytes(packed)
+        file.read_ahead()
+        for thread in readers():
+            thread.join()
+        panels = sum(file.tensors[name].n_bytes for name in file.packed)
+        assert mapped_bytes(packed) - before >= (panels // 65536 - 1) * mmap.PAGESIZE
+
+
+def test_the_reader_ends_with_the_model(packed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun = threading.Event()
+
+    class Endless(ReadAhead):
+        def run(self, file: NDArray[np.uint8]) -> None:
+            begun.set()
+            while not self.stopped.wait(0.001):
+                pass
+
+        def stop(self) -> None:
+            self.stopped.set()
+
+        stopped = threading.Event()
+
+    monkeypatch.setattr("phi3c._kernels.ReadAhead", Endless)
+    with phi3c.Model(packed) as model:
+        assert begun.wait(10)
+        assert len(readers()) == 1
+        model.logits(IDS)
+    assert readers() == []
+    model.close()
+
+
+def test_an_ordinary_file_is_not_read_ahead(tmp_path: Path) -> None:
+    with ModelFile(write_tiny_phi3(tmp_path / "tiny.gguf")) as file:
+        file.read_ahead()
+        assert readers() == []
 
 
 # --- refusals ---------------------------------------------------------------------------------------------

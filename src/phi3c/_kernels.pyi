@@ -15,6 +15,10 @@ class Pool:
     size: int
     def __init__(self, size: int) -> None: ...
 
+class ReadAhead:
+    def run(self, file: NDArray[np.uint8]) -> None: ...
+    def stop(self) -> None: ...
+
 class Arena:
     n_bytes: int
     used: int

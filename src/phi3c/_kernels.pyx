@@ -81,6 +81,22 @@ cdef class Pool:
             c.phi3c_pool_free(self.pool)
 
 
+cdef class ReadAhead:
+    """Reads mapped files, for a thread that does nothing else."""
+
+    cdef c.atomic_word stopped
+
+    def run(self, const uint8_t[::1] file not None) -> None:
+        """Return when pages of all of `file` are mapped into this process, or after stop()."""
+        if file.shape[0]:
+            with nogil:
+                c.phi3c_read_ahead(&file[0], file.shape[0], &self.stopped)
+
+    def stop(self) -> None:
+        """From any thread: have run() return now, or as soon as it is called."""
+        c.word_store(&self.stopped, 1)
+
+
 cdef class Arena:
     """Zeroed memory for packed weights, handed out front to back in pieces of 64 bytes."""
 

@@ -109,6 +109,7 @@ class Model:
         self._chat_template = chat_template
         self._file = ModelFile(path)
         try:
+            self._file.read_ahead()
             self.config = Config.from_gguf(self._file)
             self.tokenizer = Tokenizer.from_gguf(self._file.metadata)
             if self.tokenizer.vocab_size > self.config.vocab_size:

@@ -60,10 +60,7 @@ class Weights:
         self._done = 0
         self._following = dict(pairwise(tensor.name for tensor in tensors))
         self._arena: _kernels.Arena | None = None
-        if file.layout:
-            for tensor in tensors:
-                file.prefetch(tensor.name)
-        else:
+        if not file.layout:
             try:
                 self._arena = _kernels.Arena(self.n_bytes)
             except MemoryError as error:
