@@ -127,8 +127,8 @@ static void sort_items(void *arg, int64_t first, int64_t last) {
     for (int64_t item = first; item < last; item++) {
         int64_t from = item / supers * job->at_once, left = job->n - from,
                 n = left < job->at_once ? left : job->at_once;
-        const outliers_x8 *first = outliers_of(job->x.x8 + (size_t)from * stride, job->x.columns) + item % supers;
-        sort_outliers((outlier_list *)list_at(lists_from(job->x, from), item % supers, n), first, stride, (int)n);
+        const outliers_x8 *of_first = outliers_of(job->x.x8 + (size_t)from * stride, job->x.columns) + item % supers;
+        sort_outliers((outlier_list *)list_at(lists_from(job->x, from), item % supers, n), of_first, stride, (int)n);
     }
 }
 

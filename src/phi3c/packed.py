@@ -79,7 +79,7 @@ class ModelFile(GGUFFile):
                 raise
 
     def read_ahead(self) -> None:
-        """Begin to map the panels of a packed file into this process, on a thread of its own, until `close()`.
+        """Begin to map a packed file's panels into this process, on a thread of its own, until `close()`.
 
         The first token needs all of them, and faults take longer than its arithmetic; while the tokenizer is
         built, nothing else runs. An ordinary file is read when it is packed.
