@@ -21,8 +21,8 @@ from models import store_as, write_tiny_llama, write_tiny_phi3
 from numpy.typing import NDArray
 
 import phi3c
-from phi3c import hub
-from phi3c._kernels import Pool, ReadAhead
+from phi3c import _kernels, hub
+from phi3c._kernels import Pool
 from phi3c.config import Config
 from phi3c.errors import (
     CorruptGGUFError,
@@ -37,7 +37,7 @@ from phi3c.errors import (
 from phi3c.gguf import GGMLType, GGUFFile, Value, write_gguf
 from phi3c.packed import ModelFile
 from phi3c.vocabulary import SPM_MERGES
-from phi3c.weights import Weights
+from phi3c.weights import ReadAhead, Weights
 
 IDS: list[int] = np.random.default_rng(5).integers(0, 300, 70).tolist()  # two pages
 Stored = tuple[tuple[int, ...], GGMLType, NDArray[np.uint8]]
@@ -194,7 +194,7 @@ def test_every_64_kb_are_touched(tmp_path: Path, n_bytes: int) -> None:
     path.write_bytes(bytes(n_bytes))
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as pages:
         data = np.frombuffer(pages, np.uint8)
-        stopped, ahead = ReadAhead(), ReadAhead()
+        stopped, ahead = _kernels.ReadAhead(), _kernels.ReadAhead()
         stopped.stop()
         stopped.run(data)
         assert mapped_bytes(path) == 0
@@ -211,40 +211,62 @@ def readers() -> list[threading.Thread]:
 def test_panels_are_mapped_before_they_are_needed(packed: Path) -> None:
     with ModelFile(packed) as file:
         before = mapped_bytes(packed)
-        file.read_ahead()
+        ahead = ReadAhead(file)
         for thread in readers():
             thread.join()
+        ahead.close()
         panels = sum(file.tensors[name].n_bytes for name in file.packed)
         assert mapped_bytes(packed) - before >= (panels // 65536 - 1) * mmap.PAGESIZE
 
 
+class Endless(_kernels.ReadAhead):
+    """Reads until it is stopped."""
+
+    def __init__(self) -> None:
+        self.begun, self.stopped = threading.Event(), threading.Event()
+
+    def run(self, file: NDArray[np.uint8]) -> None:
+        self.begun.set()
+        self.stopped.wait()
+
+    def stop(self) -> None:
+        self.stopped.set()
+
+
 def test_the_reader_ends_with_the_model(packed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    begun = threading.Event()
-
-    class Endless(ReadAhead):
-        def run(self, file: NDArray[np.uint8]) -> None:
-            begun.set()
-            while not self.stopped.wait(0.001):
-                pass
-
-        def stop(self) -> None:
-            self.stopped.set()
-
-        stopped = threading.Event()
-
-    monkeypatch.setattr("phi3c._kernels.ReadAhead", Endless)
+    endless = Endless()
+    monkeypatch.setattr("phi3c._kernels.ReadAhead", lambda: endless)
     with phi3c.Model(packed) as model:
-        assert begun.wait(10)
+        assert endless.begun.wait(10)
         assert len(readers()) == 1
         model.logits(IDS)
     assert readers() == []
     model.close()
 
 
+def test_the_reader_ends_with_a_model_that_is_refused(packed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    endless = Endless()
+    monkeypatch.setattr("phi3c._kernels.ReadAhead", lambda: endless)
+    with pytest.raises(InvalidParameterError, match="kv_type"):
+        phi3c.Model(packed, kv_type="f64")
+    assert endless.begun.is_set()
+    assert readers() == []
+
+
+def test_a_model_loads_where_no_thread_is_to_be_had(packed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    expected = logits_of(packed)
+    monkeypatch.setattr("threading.Thread.start", refuse)
+    np.testing.assert_array_equal(logits_of(packed), expected)
+
+
 def test_an_ordinary_file_is_not_read_ahead(tmp_path: Path) -> None:
     with ModelFile(write_tiny_phi3(tmp_path / "tiny.gguf")) as file:
-        file.read_ahead()
+        ahead = ReadAhead(file)
         assert readers() == []
+        ahead.close()
 
 
 # --- refusals ---------------------------------------------------------------------------------------------

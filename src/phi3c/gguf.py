@@ -268,10 +268,13 @@ class GGUFFile:
             KeyError: no such tensor.
             ModelClosedError: the file was closed.
         """
-        if self._map is None:
-            raise ModelClosedError(f"{self.path} was closed; open it again to read {name}")
         info = self.tensors[name]
-        return np.frombuffer(self._map, np.uint8, info.n_bytes, info.offset)
+        return self._bytes(info.offset, info.offset + info.n_bytes, name)
+
+    def _bytes(self, start: int, end: int, what: str) -> npt.NDArray[np.uint8]:
+        if self._map is None:
+            raise ModelClosedError(f"{self.path} was closed; open it again to read {what}")
+        return np.frombuffer(self._map, np.uint8, end - start, start)
 
     def prefetch(self, name: str) -> None:
         """Have the system begin to read the tensor from disk, where it is not in memory already."""

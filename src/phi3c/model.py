@@ -34,7 +34,7 @@ from .profile import network, profile_of
 from .sampling import SamplingOptions, SamplingParams, TokenLogprob
 from .threads import default_threads
 from .tokenizer import Tokenizer
-from .weights import packed_bytes
+from .weights import ReadAhead, packed_bytes
 
 DEFAULT_CONTEXT = 4096
 Progress = Callable[[str, int, int], None]
@@ -108,8 +108,8 @@ class Model:
             raise InvalidParameterError(f"speculate is {speculate}; it must be at least 0 (no drafts)")
         self._chat_template = chat_template
         self._file = ModelFile(path)
+        self._ahead = ReadAhead(self._file)
         try:
-            self._file.read_ahead()
             self.config = Config.from_gguf(self._file)
             self.tokenizer = Tokenizer.from_gguf(self._file.metadata)
             if self.tokenizer.vocab_size > self.config.vocab_size:
@@ -126,6 +126,7 @@ class Model:
                 self._file, self.config, pool, n_batch=n_batch, kv_type=kv_type, progress=progress
             )
         except BaseException:
+            self._ahead.close()
             self._file.close()
             raise
         self._engine = Engine(phi3, n_ctx, speculate, rope_factors)
@@ -509,6 +510,7 @@ class Model:
     def close(self) -> None:
         """Free the weights and the file; the model cannot be used afterwards. A second call does nothing."""
         self._engine.close()
+        self._ahead.close()
         self._file.close()
 
     def __enter__(self) -> Model:

@@ -9,12 +9,11 @@ from __future__ import annotations
 import os
 import reprlib
 from collections.abc import Iterable
-from threading import Thread
 from typing import Final
 
 import numpy as np
+import numpy.typing as npt
 
-from phi3c import _kernels
 from phi3c.errors import CorruptGGUFError, UnsupportedModelError
 from phi3c.gguf import BLOCKS, GGMLType, GGUFFile, TensorInfo, Value, n_bytes
 
@@ -23,7 +22,7 @@ LAYOUT: Final = "p16"
 LAYOUT_VERSION: Final = 1
 ALIGNMENT: Final = 64  # bytes; a register of AVX-512, a line of the cache
 _PANEL_ROWS: Final = 16
-_READ_AHEAD_ALIGNMENT: Final = 65536  # bytes; a whole number of any system's pages
+_PAGES: Final = 65536  # bytes; a whole number of any system's pages
 
 
 def panel_bytes(tensor: TensorInfo) -> int:
@@ -66,7 +65,6 @@ class ModelFile(GGUFFile):
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        self._ahead: tuple[_kernels.ReadAhead, Thread] | None = None
         super().__init__(path)
         self.layout: str | None = None
         self.packed: frozenset[str] = frozenset()
@@ -78,30 +76,18 @@ class ModelFile(GGUFFile):
                 self.close()
                 raise
 
-    def read_ahead(self) -> None:
-        """Begin to map a packed file's panels into this process, on a thread of its own, until `close()`.
+    def panels(self) -> npt.NDArray[np.uint8]:
+        """The mapped file from its first panel to its last, from a whole page on; nothing if none is packed.
 
-        The first token needs all of them, and faults take longer than its arithmetic; while the tokenizer is
-        built, nothing else runs. An ordinary file is read when it is packed.
+        Raises:
+            ModelClosedError: the file was closed.
         """
-        if self._map is None or not self.packed or self._ahead is not None:
-            return
-        panels = [self.tensors[name] for name in self.packed]
-        start = min(tensor.offset for tensor in panels) // _READ_AHEAD_ALIGNMENT * _READ_AHEAD_ALIGNMENT
-        end = max(tensor.offset + tensor.n_bytes for tensor in panels)
-        ahead, data = _kernels.ReadAhead(), np.frombuffer(self._map, np.uint8, end - start, start)
-        thread = Thread(target=ahead.run, args=(data,), name="phi3c read ahead", daemon=True)
-        self._ahead = ahead, thread
-        thread.start()
-
-    def close(self) -> None:
-        """As of any GGUF file; first ends `read_ahead()`."""
-        if self._ahead is not None:
-            ahead, thread = self._ahead
-            ahead.stop()
-            thread.join()
-            self._ahead = None
-        super().close()
+        if not self.packed:
+            return np.empty(0, np.uint8)
+        tensors = [self.tensors[name] for name in self.packed]
+        start = min(tensor.offset for tensor in tensors) // _PAGES * _PAGES
+        end = max(tensor.offset + tensor.n_bytes for tensor in tensors)
+        return self._bytes(start, end, "its panels")
 
     def _read_layout(self) -> None:
         get = self.metadata.get

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
+from threading import Thread
 
 import numpy as np
 from numpy.typing import NDArray
@@ -89,6 +91,29 @@ class Weights:
             if self._progress:
                 self._progress("pack", self._done, self.n_bytes)
         return matrix
+
+
+class ReadAhead:
+    """Maps a packed file's panels into this process, on a thread of its own, from now until `close()`.
+
+    The first token needs all of them, and faults take longer than its arithmetic; while the tokenizer is
+    built, nothing else runs. Ordinary files are read when they are packed.
+    """
+
+    def __init__(self, file: ModelFile) -> None:
+        self._reader = _kernels.ReadAhead()
+        self._thread = Thread(
+            target=self._reader.run, args=(file.panels(),), name="phi3c read ahead", daemon=True
+        )
+        if file.packed:
+            with suppress(RuntimeError):  # no thread to be had
+                self._thread.start()
+
+    def close(self) -> None:
+        """Return when the thread has ended; before the file is closed."""
+        self._reader.stop()
+        if self._thread.ident is not None:
+            self._thread.join()
 
 
 def matrices(file: ModelFile, config: Config) -> list[TensorInfo]:
