@@ -5,11 +5,7 @@
 #ifndef PHI3C_ATOMIC_H
 #define PHI3C_ATOMIC_H
 
-#include <stdint.h>
-
-typedef struct {
-    int64_t value;
-} atomic_word;
+#include "phi3c.h"
 
 #if defined(_MSC_VER) && !defined(__clang__)
 

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 /* Memory from the system. Zeroed memory begins with a line of the cache; a huge page or more of it is zeroed when it is
  * first touched. */
-#include "phi3c.h"
+#include "atomic.h"
 
 enum { AROUND = 64 << 10 };  /* what Linux maps of a file when a byte of it is touched, if it is in memory */
 enum { AT_ONCE = 16 << 20 }; /* what the system is told to read from disk before that */
@@ -19,6 +19,8 @@ void phi3c_read_ahead(const uint8_t *file, size_t n_bytes, const atomic_word *st
         (void)*(const volatile uint8_t *)(file + at);
     }
 }
+
+void phi3c_stop(atomic_word *stop) { word_store(stop, 1); }
 
 #ifdef _WIN32
 

@@ -12,8 +12,6 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#include "atomic.h"
-
 // clang-format off
 /* ggml's type ids, as stored in GGUF files */
 enum phi3c_type {
@@ -54,9 +52,14 @@ int phi3c_pool_size(const phi3c_pool *pool);
 void *phi3c_alloc(size_t n_bytes);
 void phi3c_free(void *memory, size_t n_bytes);
 
+typedef struct {
+    int64_t value;
+} atomic_word; /* that several threads change: atomic.h */
+
 /* Have the system read a mapped file and map its pages, so that who needs them next does not wait for them; until
- * *stop is not 0. */
+ * phi3c_stop(stop), which any thread may call. */
 void phi3c_read_ahead(const uint8_t *file, size_t n_bytes, const atomic_word *stop);
+void phi3c_stop(atomic_word *stop);
 
 /* -- weights ---------------------------------------------------------------------------------------------- */
 

@@ -20,11 +20,11 @@ cdef extern from "phi3c.h" nogil:
 
     ctypedef struct atomic_word:
         pass
-    void word_store(atomic_word *word, int64_t value)
 
     void *phi3c_alloc(size_t n_bytes)
     void phi3c_free(void *memory, size_t n_bytes)
     void phi3c_read_ahead(const uint8_t *file, size_t n_bytes, const atomic_word *stop)
+    void phi3c_stop(atomic_word *stop)
 
     ctypedef struct phi3c_segment:
         int type

@@ -94,7 +94,7 @@ cdef class ReadAhead:
 
     def stop(self) -> None:
         """From any thread: have run() return now, or as soon as it is called."""
-        c.word_store(&self.stopped, 1)
+        c.phi3c_stop(&self.stopped)
 
 
 cdef class Arena:
