@@ -64,9 +64,9 @@ enum { MOST_OF_16 = 1023, MOST_OF_SIGN = 2184 };
  * 0.0042 with powers of two for factors, 0.0011 with the outliers apart as well, 0.0008 with factors 1 to 8
  * (docs/accuracy.md).
  *
- * A long prompt's blocks come from the last cache for every few panels, so a block is 5 lines of 64 bytes with nothing
- * that follows from the rest: with sums of every kind and the outliers, 10 lines of which 6 or 7 were read, matrices
- * took 1.00 to 1.19 times as long (docs/performance.md). */
+ * A long prompt's blocks come from the last cache for every few panels, so a block is 5 lines of 64 bytes; other sums
+ * than these are made of them where a type needs them. With sums of every kind and the outliers, 10 lines of which 6 or
+ * 7 were read, matrices took 1.00 to 1.19 times as long (docs/performance.md). */
 typedef struct {
     int8_t q[256];
     uint8_t factor[8];
